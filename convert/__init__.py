@@ -1,0 +1,1 @@
+"""PyTorch checkpoints into this library's parameters."""

@@ -1,0 +1,1 @@
+"""Vision-language models in JAX with visual-token sparsification."""

@@ -1,0 +1,1 @@
+"""Images and text into arrays: what a LLaVA checkpoint expects, without torch."""
