@@ -1,0 +1,28 @@
+"""Flax modules and their configs, one file per architecture."""
+
+import jax
+
+from . import llava, params
+from .clip import ClipVisionConfig
+from .hf_config import UnsupportedConfig
+from .llama import LlamaConfig
+from .llava import LlavaConfig
+
+__all__ = ["ClipVisionConfig", "LlamaConfig", "LlavaConfig", "UnsupportedConfig", "abstract_params", "init_params"]
+
+
+def abstract_params(config: LlavaConfig, dtype: jax.typing.DTypeLike) -> dict:
+    """The parameter tree of a model as `jax.ShapeDtypeStruct`s: what a checkpoint must fill, no memory used."""
+    return _assemble(config, lambda module, part: params.shapes(module, part, dtype))
+
+
+def init_params(config: LlavaConfig, seed: int = 0) -> dict:
+    """Random float32 parameters, for tests and training from scratch."""
+    return _assemble(config, lambda module, part: params.init(module, part, seed))
+
+
+def _assemble(config: LlavaConfig, make) -> dict:
+    tree = {}
+    for name, (module, part) in llava.modules(config).items():
+        tree |= {name: make(module, part)} if name else make(module, part)
+    return tree

@@ -1,0 +1,162 @@
+"""CLIP's vision transformer (Radford et al., arXiv 2103.00020), as LLaVA uses it: patch features, no pooling.
+
+I images · P patches · T tokens (1 class token + P) · D model dim · N heads · H head dim
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from .attention import Implementation, full_attention
+from .hf_config import ConfigReader
+
+
+@dataclass(frozen=True)
+class ClipVisionConfig:
+    """Sizes of the tower, under HF's names."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_hf(cls, config: dict) -> "ClipVisionConfig":
+        """Reads HF's `vision_config`; absent fields take CLIPVisionConfig's defaults, as HF does (ViT-B/32).
+
+        Raises:
+            ValueError: naming every field whose value is not implemented here.
+        """
+        read = ConfigReader(config, where="vision_config")
+        result = cls(
+            hidden_size=read("hidden_size", 768),
+            intermediate_size=read("intermediate_size", 3072),
+            num_hidden_layers=read("num_hidden_layers", 12),
+            num_attention_heads=read("num_attention_heads", 12),
+            image_size=read("image_size", 224),
+            patch_size=read("patch_size", 32),
+            layer_norm_eps=read("layer_norm_eps", 1e-5),
+        )
+        read.only("model_type", "clip_vision_model")
+        read.only("hidden_act", "quick_gelu")
+        read.only("num_channels", 3)
+        read.only("attention_dropout", 0.0)
+        read.divides("hidden_size", result.hidden_size, "num_attention_heads", result.num_attention_heads)
+        read.divides("image_size", result.image_size, "patch_size", result.patch_size)
+        read.done()
+        return result
+
+    def to_hf(self) -> dict:
+        return {
+            "model_type": "clip_vision_model",
+            "hidden_act": "quick_gelu",
+            "projection_dim": self.hidden_size,
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+        }
+
+
+def quick_gelu(x):
+    """x * sigmoid(1.702 x): CLIP's activation."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class ClipEmbeddings(nnx.Module):
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        self.patch_size = config.patch_size
+        init = nnx.initializers.normal(0.02)
+        self.class_embedding = nnx.Param(init(rngs.params(), (config.hidden_size,)))
+        self.patch_embedding = nnx.Linear(3 * config.patch_size**2, config.hidden_size, use_bias=False, rngs=rngs)
+        self.position_embedding = nnx.Embed(config.num_patches + 1, config.hidden_size, embedding_init=init, rngs=rngs)
+
+    def __call__(self, pixel_values: Float[Array, "I 3 height width"]) -> Float[Array, "I T D"]:
+        patches = self.patch_embedding(patchify(pixel_values, self.patch_size))
+        cls = jnp.broadcast_to(self.class_embedding[...], (patches.shape[0], 1, patches.shape[-1]))
+        return jnp.concatenate([cls, patches], axis=1) + self.position_embedding.embedding[...]
+
+
+def patchify(pixel_values: Float[Array, "I C height width"], size: int) -> Float[Array, "I P pixels"]:
+    """Non-overlapping patches in row-major order, each flattened as (channel, row, column)."""
+    images, channels, height, width = pixel_values.shape
+    grid = pixel_values.reshape(images, channels, height // size, size, width // size, size)
+    return grid.transpose(0, 2, 4, 1, 3, 5).reshape(images, -1, channels * size * size)
+
+
+class ClipAttention(nnx.Module):
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        self.num_heads, dim = config.num_attention_heads, config.hidden_size
+        self.q_proj = nnx.Linear(dim, dim, rngs=rngs)
+        self.k_proj = nnx.Linear(dim, dim, rngs=rngs)
+        self.v_proj = nnx.Linear(dim, dim, rngs=rngs)
+        self.out_proj = nnx.Linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "I T D"], implementation: Implementation) -> Float[Array, "I T D"]:
+        q, k, v = (
+            proj(x).reshape(*x.shape[:2], self.num_heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(full_attention(q, k, v, implementation=implementation).reshape(x.shape))
+
+
+class ClipMLP(nnx.Module):
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
+        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "I T D"]) -> Float[Array, "I T D"]:
+        return self.fc2(quick_gelu(self.fc1(x)))
+
+
+class ClipLayer(nnx.Module):
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        self.layer_norm1 = layer_norm(config, rngs)
+        self.self_attn = ClipAttention(config, rngs=rngs)
+        self.layer_norm2 = layer_norm(config, rngs)
+        self.mlp = ClipMLP(config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "I T D"], implementation: Implementation) -> Float[Array, "I T D"]:
+        x = x + self.self_attn(self.layer_norm1(x), implementation)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class ClipEncoder(nnx.Module):
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        self.layers = nnx.List([ClipLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
+
+
+class ClipVisionModel(nnx.Module):
+    """The tower. `hidden_state(pixels, i)` is HF's `hidden_states[i]`; layers past i are not run."""
+
+    def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
+        self.embeddings = ClipEmbeddings(config, rngs=rngs)
+        self.pre_layrnorm = layer_norm(config, rngs)  # sic: the checkpoints' spelling
+        self.encoder = ClipEncoder(config, rngs=rngs)
+        self.post_layernorm = layer_norm(config, rngs)  # kept for export; no LLaVA feature passes through it
+
+    def hidden_state(
+        self, pixel_values: Float[Array, "I 3 height width"], index: int, *, implementation: Implementation
+    ) -> Float[Array, "I T D"]:
+        """Hidden state `index` of the L + 1 there are (0 = embeddings, -1 = last layer's output, no post-norm)."""
+        depth = len(self.encoder.layers)
+        layers = range(depth + 1)[index]
+        x = self.pre_layrnorm(self.embeddings(pixel_values.astype(self.embeddings.class_embedding[...].dtype)))
+        for layer in self.encoder.layers[:layers]:
+            x = layer(x, implementation)
+        return x
+
+
+def layer_norm(config: ClipVisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Two-pass variance: the one-pass form loses digits on CLIP's large outlier channels."""
+    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
