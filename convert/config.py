@@ -1,0 +1,131 @@
+"""Reads the config of a PyTorch checkpoint folder: Hugging Face's form, or the original LLaVA's put into that form.
+
+The original code (haotian-liu/LLaVA) keeps the language model's fields at the top level, adds its own under `mm_*`, and
+names the vision tower instead of describing it. Its image token is -200 and lies outside the vocabulary; here it gets
+the first id after the vocabulary, as in the llava-hf conversions.
+"""
+
+from pathlib import Path
+
+from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
+
+from .files import read_json
+
+CLIP_L_336 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": CLIP_L_336}
+
+# Fields of the original config with the values that mean LLaVA-1.5 as implemented here.
+_IMPLEMENTED = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_resampler_type": (None,),
+    "mm_use_im_start_end": (None, False),
+    "mm_use_im_patch_token": (None, False),
+    "mm_patch_merge_type": (None, "flat"),
+    "mm_vision_select_feature": (None, "patch", "cls_patch"),
+    "image_aspect_ratio": (None, "pad", "square"),
+    "image_grid_pinpoints": (None,),
+    "tune_mm_vision_resampler": (None, False),
+    "s2": (None, False),
+}
+# Fields that say how it was trained, or that are read elsewhere.
+_NOT_FOR_TEXT = frozenset(
+    """architectures model_type mm_hidden_size mm_vision_tower mm_vision_select_layer vision_config use_mm_proj
+    freeze_mm_mlp_adapter tune_mm_mlp_adapter pretrain_mm_mlp_adapter mm_projector_lr mm_vision_tower_lr
+    freeze_mm_vision_resampler unfreeze_mm_vision_tower tokenizer_padding_side tokenizer_model_max_length
+    max_sequence_length image_crop_resolution image_split_resolution""".split()
+)
+
+
+def read_config(
+    folder: str | Path, *, vision_tower: str | Path | None = None, without: tuple[str, ...] = ()
+) -> LlavaConfig:
+    """The config of a checkpoint folder in either form.
+
+    Args:
+        folder: holds `config.json`.
+        vision_tower: the CLIP folder of an original checkpoint that has no tower of its own.
+        without: parts that will not be loaded; without "vision_tower" an original config need not describe it, and a
+            placeholder of the right output width stands in.
+
+    Raises:
+        CheckpointError: `config.json` is missing or not JSON, or says too little about the vision tower.
+        ValueError: naming every field whose value is not implemented.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path)
+    if is_original(config):
+        config = original_to_hf(config, vision_config=_vision_config(path, config, vision_tower, without), where=path)
+    try:
+        return LlavaConfig.from_hf(config)
+    except UnsupportedConfig as error:
+        raise UnsupportedConfig(f"{path.parent}: {error}") from None
+
+
+def is_original(config: dict) -> bool:
+    """Whether a config is of the original code; both forms have been seen with model_type "llava"."""
+    return "text_config" not in config and any(str(name).startswith("mm_") for name in config)
+
+
+def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "config.json") -> dict:
+    """The original LLaVA's config in the form `LlavaConfig.from_hf` reads.
+
+    Raises:
+        UnsupportedConfig: naming every field whose value means another model than LLaVA-1.5.
+    """
+    complaints = [
+        f"{name} = {config.get(name)!r}, implemented: {', '.join(map(repr, allowed))}"
+        for name, allowed in _IMPLEMENTED.items()
+        if not any(config.get(name) is value or config.get(name) == value != False for value in allowed)  # noqa: E712
+    ]
+    known = _IMPLEMENTED.keys() | _NOT_FOR_TEXT
+    complaints += [f"{name} = {config[name]!r} is not known" for name in config if name[:3] == "mm_" and name not in known]
+    if config.get("model_type") not in ("llava", "llava_llama"):
+        complaints.append(f"model_type = {config.get('model_type')!r}, implemented: 'llava', 'llava_llama'")
+    if config.get("mm_hidden_size", vision_config.get("hidden_size")) != vision_config.get("hidden_size"):
+        complaints.append(
+            f"mm_hidden_size = {config['mm_hidden_size']!r}, the vision tower has {vision_config.get('hidden_size')!r}"
+        )
+    if complaints:
+        raise UnsupportedConfig(f"{where} is not supported: {'; '.join(complaints)}")
+    strategy = "full" if config.get("mm_vision_select_feature") == "cls_patch" else "default"
+    return {
+        "model_type": "llava",
+        "image_token_index": config.get("vocab_size", 32000),
+        "vision_feature_layer": config.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": strategy,
+        "text_config": {name: value for name, value in config.items() if name not in known},
+        "vision_config": vision_config,
+    }
+
+
+def _vision_config(path: Path, config: dict, vision_tower: str | Path | None, without: tuple[str, ...]) -> dict:
+    """What describes the tower: its own folder, the config itself, a file beside it, or a well-known name."""
+    name = config.get("mm_vision_tower")
+    if vision_tower is not None:
+        return clip_vision_config(read_json(Path(vision_tower) / "config.json"))
+    if isinstance(config.get("vision_config"), dict):
+        return clip_vision_config(config)
+    if (path.parent / "vision_config.json").is_file():
+        return clip_vision_config(read_json(path.parent / "vision_config.json"))
+    if isinstance(name, str) and name in KNOWN_TOWERS:
+        return KNOWN_TOWERS[name]
+    if "vision_tower" in without:
+        return CLIP_L_336 | {"hidden_size": config.get("mm_hidden_size", 1024), "num_attention_heads": 1}
+    raise CheckpointError(
+        f"{path} names the vision tower {name!r} but does not describe it: give the tower's own folder as vision_tower"
+    )
+
+
+def clip_vision_config(config: dict) -> dict:
+    """The vision half of a CLIP config: of a full `CLIPModel`, or of a tower alone."""
+    nested = config.get("vision_config")
+    return nested if isinstance(nested, dict) else {k: v for k, v in config.items() if k != "vision_config"}

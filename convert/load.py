@@ -1,0 +1,121 @@
+"""Streams a PyTorch checkpoint folder into this library's parameters.
+
+Each tensor is mapped, turned (a view), and copied slice by slice straight to where it will live; the host holds about
+one tensor above the parameters, whatever the size of a shard.
+"""
+
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
+from sparsevlm_jax.models import LlavaConfig, abstract_params
+
+from .files import open_weights
+from .names import CLIP, CLIP_IGNORED, Group, Source, assign
+from .tensors import StoredTensor
+
+PARTS = ("vision_tower", "multi_modal_projector", "language_model", "lm_head")
+_TOWER = "vision_tower"
+_BLOCK = 1 << 22  # elements checked for NaN at a time, so that the check needs no array of the tensor's size
+
+
+def read_params(
+    folder: str | Path,
+    config: LlavaConfig,
+    *,
+    vision_tower: str | Path | None = None,
+    without: tuple[str, ...] = (),
+    dtype: jax.typing.DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | dict | None = None,
+) -> dict:
+    """The parameters of a Hugging Face or original LLaVA folder, as the nested dict the models take.
+
+    Args:
+        folder: holds the weights: safetensors or `.bin`, in one file or in shards with an index.
+        config: the model they must be, exactly.
+        vision_tower: CLIP's own folder, for an original checkpoint without a tower.
+        without: top-level parts (such as "vision_tower") that are neither expected nor read.
+        dtype: what the parameters become; None keeps each as it is on disk (float64 becomes float32).
+        sharding: one sharding for all, or a tree of them shaped like the parameters; None is the default device.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or damaged, or the tensors are not those of `config`: all that are
+            not understood, missing, doubled or misshapen are named in one message.
+
+    Warns:
+        CheckpointWarning: some weights hold NaN or infinity, on disk or once cast; it names them.
+    """
+    targets, groups = _plan(Path(folder), config, vision_tower, without)
+    sources = assign(groups, targets, origin=folder)
+    shardings = flatten_dict(sharding, sep=".") if isinstance(sharding, dict) else dict.fromkeys(targets, sharding)
+    not_finite: list[str] = []
+    params = {}
+    for target in targets:
+        params[target], finite = _place(sources[target], _dtype(sources[target].tensor, dtype), shardings[target])
+        if not finite:
+            not_finite.append(target)
+    if not_finite:
+        names = ", ".join(not_finite)
+        warnings.warn(f"{folder}: {len(not_finite)} weights hold NaN or infinity: {names}", CheckpointWarning, stacklevel=2)
+    return unflatten_dict(params, sep=".")
+
+
+def _plan(
+    folder: Path, config: LlavaConfig, vision_tower: str | Path | None, without: tuple[str, ...]
+) -> tuple[dict[str, tuple[int, ...]], list[Group]]:
+    """Every parameter to fill, and the tensors to fill them from."""
+    tensors = open_weights(folder)
+    layers = config.text.num_hidden_layers + (0 if _TOWER in without else config.vision.num_hidden_layers)
+    if layers > len(tensors) and vision_tower is None:  # before a tree of that many layers is built
+        raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")
+    tree = {part: leaves for part, leaves in abstract_params(config, jnp.float32).items() if part not in without}
+    targets = {name: leaf.shape for name, leaf in flatten_dict(tree, sep=".").items()}
+    if config.text.tie_word_embeddings:
+        tensors = _without_tied_head(folder, tensors)
+    groups = [Group(tensors)]
+    if vision_tower is not None:
+        groups.append(Group(open_weights(vision_tower), CLIP, CLIP_IGNORED))
+    return targets, groups
+
+
+def _without_tied_head(folder: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Drops the copy of a tied embedding that some writers save as `lm_head`, once it is known to be a copy."""
+    head = {name: tensor for name, tensor in tensors.items() if name.endswith("lm_head.weight")}
+    embeddings = [tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
+    for name, tensor in head.items():
+        if not embeddings or not np.array_equal(tensor.open(), embeddings[0].open()):
+            raise CheckpointError(f"{folder}: the config ties the embeddings, but {name!r} differs from them")
+    return {name: tensor for name, tensor in tensors.items() if name not in head}
+
+
+def _dtype(tensor: StoredTensor, wanted: jax.typing.DTypeLike | None) -> np.dtype:
+    if wanted is not None:
+        return jnp.dtype(wanted)
+    return np.dtype(np.float32) if tensor.dtype == np.float64 else tensor.dtype
+
+
+def _place(source: Source, dtype: np.dtype, sharding: jax.sharding.Sharding | None) -> tuple[jax.Array, bool]:
+    """One parameter on its devices, and whether all of it is finite."""
+    view = source.transform(source.tensor.open())
+    finite = True
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        nonlocal finite
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflowing cast is reported as infinity
+            part = np.array(view[index], dtype=dtype, order="C")  # a copy: the CPU backend may keep what it is given
+        finite = finite and _is_finite(part)
+        return part
+
+    sharding = sharding or jnp.zeros(()).sharding  # the default device, as configured
+    array = jax.make_array_from_callback(view.shape, sharding, read)
+    return array.block_until_ready(), finite
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK))

@@ -1,0 +1,193 @@
+"""Names of PyTorch weights -> this library's parameters: one regex table for LLaVA, total on both sides.
+
+The same model is found under four sets of names, by the version of `transformers` that wrote it, and under those of the
+original code (haotian-liu/LLaVA). X stands for the names inside a part:
+
+    A  hub files, transformers 4.36 to 4.57   language_model.model.X   language_model.lm_head   vision_tower.vision_model.X
+    B  4.52 to 4.57 in memory                 model.language_model.X   lm_head                  model.vision_tower.vision_model.X
+    C  5.x in memory                          model.language_model.X   lm_head                  model.vision_tower.X
+    D  5.x, saved afresh                      language_model.model.X   language_model.lm_head   vision_tower.X
+    original                                  model.X                  lm_head                  model.vision_tower.vision_tower.vision_model.X
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sparsevlm_jax.errors import CheckpointError
+
+from .tensors import FLOATS, StoredTensor, natural
+
+
+def as_is(stored: np.ndarray) -> np.ndarray:
+    return stored
+
+
+def transpose(stored: np.ndarray) -> np.ndarray:
+    """Linear (out, in) -> kernel (in, out)."""
+    return stored.T
+
+
+def conv_to_matmul(stored: np.ndarray) -> np.ndarray:
+    """Conv (D, 3, p, p) over non-overlapping patches -> kernel (3*p*p, D) on patches flattened in (C, pH, pW) order."""
+    return stored.reshape(stored.shape[0], -1).T
+
+
+class Row(NamedTuple):
+    """A source name (matched in full), the target it fills, and how the stored array becomes the target (a view)."""
+
+    pattern: str
+    target: str
+    transform: Callable[[np.ndarray], np.ndarray] = as_is
+
+
+class Source(NamedTuple):
+    """Where a parameter comes from."""
+
+    name: str
+    tensor: StoredTensor
+    transform: Callable[[np.ndarray], np.ndarray]
+
+
+_TEXT = r"(?:language_model\.model|model\.language_model(?:\.model)?|language_model|model)\."
+_TOWER = r"(?:model\.)?(?:vision_tower\.){1,2}(?:vision_model\.)?"
+_PROJECTOR = r"(?:model\.)?multi_modal_projector\."
+_LAYER = r"layers\.([0-9]+)\."
+_BLOCK = r"encoder\.layers\.([0-9]+)\."
+
+
+def _tower_rows(prefix: str) -> tuple[Row, ...]:
+    embeddings = "vision_tower.embeddings"
+    linears = r"self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12]"
+    return (
+        Row(prefix + r"embeddings\.class_embedding", f"{embeddings}.class_embedding"),
+        Row(prefix + r"embeddings\.patch_embedding\.weight", f"{embeddings}.patch_embedding.kernel", conv_to_matmul),
+        Row(prefix + r"embeddings\.position_embedding\.weight", f"{embeddings}.position_embedding.embedding"),
+        Row(prefix + r"(pre_layrnorm|post_layernorm)\.weight", r"vision_tower.\1.scale"),
+        Row(prefix + r"(pre_layrnorm|post_layernorm)\.bias", r"vision_tower.\1.bias"),
+        Row(prefix + _BLOCK + r"(layer_norm[12])\.weight", r"vision_tower.encoder.layers.\1.\2.scale"),
+        Row(prefix + _BLOCK + rf"({linears})\.weight", r"vision_tower.encoder.layers.\1.\2.kernel", transpose),
+        Row(prefix + _BLOCK + rf"(layer_norm[12]|{linears})\.bias", r"vision_tower.encoder.layers.\1.\2.bias"),
+    )
+
+
+LLAVA = (
+    Row(_TEXT + r"embed_tokens\.weight", "language_model.embed_tokens.embedding"),
+    Row(
+        _TEXT + _LAYER + r"(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight",
+        r"language_model.layers.\1.\2.kernel",
+        transpose,
+    ),
+    Row(_TEXT + _LAYER + r"((?:input|post_attention)_layernorm)\.weight", r"language_model.layers.\1.\2.scale"),
+    Row(_TEXT + r"norm\.weight", "language_model.norm.scale"),
+    Row(r"(?:language_model\.)?lm_head\.weight", "lm_head.kernel", transpose),
+    Row(_PROJECTOR + r"(linear_[12])\.weight", r"multi_modal_projector.\1.kernel", transpose),
+    Row(_PROJECTOR + r"(linear_[12])\.bias", r"multi_modal_projector.\1.bias"),
+    Row(r"model\.mm_projector\.0\.weight", "multi_modal_projector.linear_1.kernel", transpose),
+    Row(r"model\.mm_projector\.0\.bias", "multi_modal_projector.linear_1.bias"),
+    Row(r"model\.mm_projector\.2\.weight", "multi_modal_projector.linear_2.kernel", transpose),
+    Row(r"model\.mm_projector\.2\.bias", "multi_modal_projector.linear_2.bias"),
+    *_tower_rows(_TOWER),
+)
+# Buffers that old versions saved; every one is recomputed from the config.
+LLAVA_IGNORED = (r".*\.rotary_emb\.inv_freq", r".*\.embeddings\.position_ids")
+
+# A CLIP folder of its own, as the original LLaVA reads its tower: the text half of a full CLIPModel is left alone.
+CLIP = _tower_rows(r"(?:vision_model\.)?")
+CLIP_IGNORED = (
+    r"(?:vision_model\.)?embeddings\.position_ids",
+    r"text_model\..*",
+    r"(?:text|visual)_projection\.weight",
+    r"logit_scale",
+)
+
+_LAYOUTS = (
+    ("original", r"model\.(?:embed_tokens|layers|norm|mm_projector)\..*|model\.vision_tower\.vision_tower\..*"),
+    ("A", r"vision_tower\.vision_model\..*"),
+    ("B", r"model\.vision_tower\.vision_model\..*"),
+    ("C", r"model\.vision_tower\..*"),
+    ("D", r"vision_tower\..*"),
+)
+
+
+def layout_of(names: Mapping[str, object]) -> str:
+    """Which of the sets of names above a checkpoint uses: "A", "B", "C", "D", "original", or "unknown"."""
+    for layout, pattern in _LAYOUTS:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return layout
+    return "unknown"
+
+
+class Group(NamedTuple):
+    """Tensors that lie together, and the table that names them."""
+
+    tensors: Mapping[str, StoredTensor]
+    rows: tuple[Row, ...] = LLAVA
+    ignored: tuple[str, ...] = LLAVA_IGNORED
+
+
+def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, origin: str | Path) -> dict[str, Source]:
+    """Finds the one stored tensor behind every parameter.
+
+    Args:
+        groups: what the files hold; in each, the first row that matches a whole name wins.
+        targets: dotted name -> shape of every parameter to fill.
+        origin: what the error message calls the checkpoint.
+
+    Raises:
+        CheckpointError: names every tensor that no row knows, every parameter that nothing fills or that two tensors
+            fill, and every wrong shape or type, all in one message.
+    """
+    sources: dict[str, Source] = {}
+    unknown, doubled = [], []
+    for group, name in [(group, name) for group in groups for name in group.tensors]:
+        if any(re.fullmatch(pattern, name) for pattern in group.ignored):
+            continue
+        target, transform = _lookup(group.rows, name)
+        if target not in targets:
+            unknown.append(repr(name))
+        elif target in sources:
+            doubled.append(f"{sources[target].name!r} and {name!r} (both {target})")
+        else:
+            sources[target] = Source(name, group.tensors[name], transform)
+    complaints = {
+        "not understood": unknown,
+        "missing": [name for name in targets if name not in sources],
+        "given twice": doubled,
+        "of the wrong shape or type": list(_mismatches(sources, targets)),
+    }
+    if any(complaints.values()):
+        listed = [f"{len(names)} {what}: {_listing(names)}" for what, names in complaints.items() if names]
+        raise CheckpointError(f"{origin} does not hold the model its config describes; tensors {'; '.join(listed)}")
+    return sources
+
+
+def _lookup(rows: tuple[Row, ...], name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
+    for row in rows:
+        match = re.fullmatch(row.pattern, name)
+        if match:
+            return match.expand(row.target), row.transform
+    return None, as_is
+
+
+def _mismatches(sources: dict[str, Source], targets: Mapping[str, tuple[int, ...]]):
+    for target, (name, tensor, transform) in sources.items():
+        got = _transformed_shape(tensor, transform)
+        if got != tuple(targets[target]):
+            yield f"{name!r} (expected {tuple(targets[target])} once it is {target}, got {got})"
+        elif tensor.dtype not in FLOATS:
+            yield f"{name!r} (expected floating point, got {tensor.dtype})"
+
+
+def _transformed_shape(tensor: StoredTensor, transform: Callable[[np.ndarray], np.ndarray]) -> tuple[int, ...]:
+    """The shape after the transform, found without reading: on an array of the stored shape that owns no memory."""
+    if not tensor.shape or 0 in tensor.shape:
+        return tensor.shape
+    return transform(np.broadcast_to(np.zeros((), np.int8), tensor.shape)).shape
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(sorted(names, key=natural))
