@@ -1,0 +1,145 @@
+"""Decoding: one pure `decode_step`, used by the jitted loop and by the stream.
+
+B batch · L layers · W vocabulary · N new tokens
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from .models import llava
+from .models.attention import Implementation, decode_attention
+from .models.cache import KVCache, append
+from .models.llava import LlavaConfig
+from .models.rope import Rotary
+from .prefill import DecodeState
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn. Each row has its own key, so its tokens do not depend on the batch it is in.
+
+    temperature divides the logits; top_k keeps that many of the most likely tokens (0: all); top_p keeps the fewest
+    that together reach that probability (1: all).
+    """
+
+    key: Array  # [B] PRNG keys
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+
+
+class Generated(NamedTuple):
+    """Tokens of each row up to and including its end-of-sequence token, then padding; how many are real."""
+
+    tokens: Int[Array, "B N"]
+    count: Int[Array, " B"]
+
+
+def decode_step(
+    params: dict,
+    state: DecodeState,
+    token: Int[Array, " B"],
+    *,
+    config: LlavaConfig,
+    implementation: Implementation,
+) -> tuple[Float[Array, "B W"], DecodeState]:
+    """Logits that follow `token`, and the state with it appended. Each layer's cache must have a free slot.
+
+    A row attends to the keys of its own length plus the one it writes, so rows of any length share a batch; each layer
+    rotates by its own next position.
+    """
+    lm = llava.language_model(params, config)
+    cache, hidden = state.cache, lm.language_model.embed_tokens(token[:, None])
+    tables = lm.rotary(state.next_position[..., None].reshape(-1, 1))
+    keys, values = [], []
+    for index, layer in enumerate(lm.language_model.layers):
+        length, rows = cache.length[index], slice(index * token.shape[0], (index + 1) * token.shape[0])
+
+        def attend(q, k, v, index=index, length=length):
+            k = append(cache.k[index], k, length)
+            v = append(cache.v[index], v, length)
+            return decode_attention(q, k, v, length + 1, implementation=implementation), (k, v)
+
+        hidden, (k, v) = layer(hidden, Rotary(tables.cos[rows], tables.sin[rows]), attend)
+        keys.append(k)
+        values.append(v)
+    cache = KVCache(tuple(keys), tuple(values), cache.length + 1)
+    return lm.logits(hidden)[:, 0], DecodeState(cache, state.next_position + 1)
+
+
+def generate(
+    params: dict,
+    logits: Float[Array, "B W"],
+    state: DecodeState,
+    max_new_tokens: Int[Array, ""],
+    sampling: Sampling | None = None,
+    *,
+    config: LlavaConfig,
+    implementation: Implementation,
+    buffer: int,
+) -> Generated:
+    """Tokens from prefill's logits on, until every row has ended or `max_new_tokens` are there.
+
+    Args:
+        max_new_tokens: traced, so that another limit does not compile again; at most `buffer`.
+        sampling: None is greedy.
+        buffer: static width of the result, N, and at most the caches' free slots.
+    """
+
+    def unfinished(carry):
+        step, _, _, _, done = carry
+        return (step < max_new_tokens) & ~done.all()
+
+    def body(carry):
+        step, state, token, tokens, done = carry
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
+        done = done | is_end(token, config)
+
+        def advance(state):
+            logits, state = decode_step(params, state, token, config=config, implementation=implementation)
+            return choose(logits, sampling, step + 1), state
+
+        # The last token needs no logits behind it.
+        more = (step + 1 < max_new_tokens) & ~done.all()
+        following, state = jax.lax.cond(more, advance, lambda state: (token, state), state)
+        return step + 1, state, jnp.where(done, config.pad_token_id, following), tokens, done
+
+    rows = logits.shape[0]
+    tokens = jnp.full((rows, buffer), config.pad_token_id, jnp.int32)
+    carry = (jnp.int32(0), state, choose(logits, sampling, 0), tokens, jnp.zeros(rows, bool))
+    step, _, _, tokens, _ = jax.lax.while_loop(unfinished, body, carry)
+    return Generated(tokens, count_tokens(tokens, step, config))
+
+
+def count_tokens(tokens: Int[Array, "B N"], steps: Int[Array, ""], config: LlavaConfig) -> Int[Array, " B"]:
+    """Real tokens of each row: those up to its first end-of-sequence, at most `steps`."""
+    ended = is_end(tokens, config) & (jnp.arange(tokens.shape[1]) < steps)
+    return jnp.where(ended.any(axis=1), jnp.argmax(ended, axis=1) + 1, steps)
+
+
+def is_end(token: Int[Array, "*n"], config: LlavaConfig) -> Bool[Array, "*n"]:
+    return jnp.isin(token, jnp.asarray(config.eos_token_ids, jnp.int32))
+
+
+def choose(logits: Float[Array, "B W"], sampling: Sampling | None, step: Int[Array, ""] | int) -> Int[Array, " B"]:
+    """The next token of each row: the most likely one (lowest id of equals), or a draw."""
+    if sampling is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(sampling.key)
+    return jax.vmap(jax.random.categorical)(keys, restrict(logits, sampling)).astype(jnp.int32)
+
+
+def restrict(logits: Float[Array, "B W"], sampling: Sampling) -> Float[Array, "B W"]:
+    """Logits over temperature, -inf outside top-k and, of what that leaves, outside top-p."""
+    logits = logits / sampling.temperature
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(logits, order, axis=-1)
+    rank = jnp.arange(logits.shape[-1])
+    ranked = jnp.where((sampling.top_k > 0) & (rank >= sampling.top_k), -jnp.inf, ranked)
+    probability = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    ranked = jnp.where((before < sampling.top_p) | (rank == 0), ranked, -jnp.inf)
+    rows = jnp.arange(logits.shape[0])[:, None]
+    return jnp.zeros_like(logits).at[rows, order].set(ranked, unique_indices=True)

@@ -1,0 +1,221 @@
+"""Prefill with pruning: the layers in segments, a stage between each two, and a cache as long as each segment was.
+
+    embed -> raters -> layers 0..2 -> stage -> layers 3..6 -> stage -> ... -> norm -> logits of the last token
+
+`prefill` is one pure function, one program. `segments`, `start`, `run_layers` and `finish` are its pieces, for callers
+that want the host to look at the counts in between.
+
+B batch · L tokens · I images · V visual tokens · S stages · D model dim · W vocabulary
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .models import llava
+from .models.attention import Implementation, causal_attention
+from .models.cache import KVCache, with_room
+from .models.llama import CausalLM
+from .models.llava import LlavaConfig
+from .sparsify import (
+    Attention,
+    Bucket,
+    Decision,
+    Raters,
+    Recycled,
+    SparsityConfig,
+    StagePlan,
+    TokenStream,
+    apply,
+    decide,
+    question_mask,
+    select_raters,
+)
+
+
+class PrefillInputs(NamedTuple):
+    """A batch: ids with image tokens expanded, left-aligned; the valid length of each row; the visual embeddings of all
+    its images, in the order of their marks (row-major)."""
+
+    input_ids: Int[Array, "B L"]
+    length: Int[Array, " B"]
+    image_features: Float[Array, "I V D"]
+
+
+class DecodeState(NamedTuple):
+    """What decoding continues from: the cache, and the position of each layer's next token, [layers, B] (layers differ
+    where a stage has repacked positions)."""
+
+    cache: KVCache
+    next_position: Int[Array, "L B"]
+
+
+class StageTrace(NamedTuple):
+    """Every decision of one stage, and the stream before and after it (without hidden states)."""
+
+    decision: Decision
+    recycled: Recycled | None
+    position_ids_in: Int[Array, "B L"]
+    position_ids_out: Int[Array, "B C"]
+    length_in: Int[Array, " B"]
+    length_out: Int[Array, " B"]
+    hidden_in: Float[Array, "B L D"]
+    hidden_out: Float[Array, "B C D"]
+
+
+class Trace(NamedTuple):
+    """What `prefill(..., trace=True)` saw."""
+
+    raters: Raters
+    stages: tuple[StageTrace, ...]
+
+
+class PrefillResult(NamedTuple):
+    """Logits of each row's last token, float32; the state to decode from; per stage and row the visual tokens that left
+    it and those its budget wanted to keep (more than the stage's capacity: an overflow)."""
+
+    logits: Float[Array, "B W"]
+    state: DecodeState
+    visual_count: Int[Array, "S B"]
+    wanted: Int[Array, "S B"]
+    trace: Trace | None
+
+
+class LayerOutputs(NamedTuple):
+    """A segment's keys and values, layer by layer, and the last layer's queries and keys, to score with."""
+
+    k: list[Array]
+    v: list[Array]
+    attention: Attention
+
+
+def prefill(
+    params: dict,
+    inputs: PrefillInputs,
+    *,
+    config: LlavaConfig,
+    sparsity: SparsityConfig | None,
+    bucket: Bucket,
+    implementation: Implementation,
+    new_tokens: int = 0,
+    trace: bool = False,
+    noise: Mapping[int, Float[Array, "B V"]] | None = None,
+) -> PrefillResult:
+    """Runs the prompt through the decoder, pruning visual tokens on the way. Everything after `*` but `noise` is static.
+
+    Args:
+        sparsity: the method; None runs dense.
+        bucket: bounds of the rows; `inputs` must fit it (checked by the caller on the host, not here).
+        new_tokens: room in the cache behind the prompt.
+        noise: per pruning layer, the random numbers of the official clustering; see `recycle`.
+    """
+    lm = llava.language_model(params, config)
+    stream, raters = start(lm, inputs, config=config, sparsity=sparsity, bucket=bucket)
+    visual_total = stream.is_visual.sum(axis=1)
+    caches, stages, counts, wanted = [], [], [], []
+    for layers, plan in segments(config.text.num_hidden_layers, sparsity, bucket):
+        caches.append((stream, *run_layers(lm, stream, layers, implementation=implementation)))
+        _, stream, outputs = caches[-1]
+        if plan is None or sparsity is None:
+            continue
+        decision = decide(stream, outputs.attention, visual_total, plan, sparsity, rater_capacity=bucket.text)
+        pruned, recycled = apply(stream, decision, plan, sparsity, noise=(noise or {}).get(plan.layer))
+        counts.append(pruned.is_visual.sum(axis=1))
+        wanted.append(decision.wanted)
+        if trace:
+            stages.append(_trace(stream, pruned, decision, recycled))
+        stream = pruned
+    empty = jnp.zeros((0, inputs.length.shape[0]), jnp.int32)
+    return PrefillResult(
+        logits=last_logits(lm, stream),
+        state=_decode_state([(entered, outputs) for entered, _, outputs in caches], new_tokens),
+        visual_count=jnp.stack(counts) if counts else empty,
+        wanted=jnp.stack(wanted) if wanted else empty,
+        trace=Trace(raters, tuple(stages)) if trace else None,
+    )
+
+
+def segments(num_layers: int, sparsity: SparsityConfig | None, bucket: Bucket) -> list[tuple[range, StagePlan | None]]:
+    """Layers that run on the same tokens, and the stage behind each segment (None: no stage)."""
+    plans = sparsity.plan(num_layers, bucket) if sparsity else ()
+    ends = [plan.layer + 1 for plan in plans]
+    starts = [0, *ends]
+    result: list[tuple[range, StagePlan | None]] = [
+        (range(first, end), plan) for first, end, plan in zip(starts, ends, plans, strict=False)
+    ]
+    return result + [(range(starts[-1], num_layers), None)]
+
+
+def start(
+    lm: CausalLM, inputs: PrefillInputs, *, config: LlavaConfig, sparsity: SparsityConfig | None, bucket: Bucket
+) -> tuple[TokenStream, Raters]:
+    """Embeddings with the images filled in, and the raters chosen on them (none where nothing is pruned)."""
+    slot = jnp.arange(inputs.input_ids.shape[1])
+    is_valid = slot < inputs.length[:, None]
+    is_visual = (inputs.input_ids == config.image_token_id) & is_valid
+    hidden = llava.embed(lm, inputs.input_ids, is_visual, inputs.image_features)
+    if sparsity is None or bucket.visual == 0:
+        nothing = jnp.zeros_like(is_visual)
+        raters = Raters(nothing, nothing.astype(jnp.float32))
+    else:
+        raters = select_raters(
+            hidden,
+            is_visual,
+            question_mask(is_visual, is_valid),
+            question_capacity=bucket.text,
+            threshold=sparsity.score.threshold,
+        )
+    position_ids = jnp.broadcast_to(slot, is_visual.shape)
+    return TokenStream(hidden, position_ids, is_visual, raters.is_rater, inputs.length), raters
+
+
+def run_layers(
+    lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation
+) -> tuple[TokenStream, LayerOutputs]:
+    """Runs `layers` on the stream, causally."""
+    hidden, table = stream.hidden, lm.rotary(stream.position_ids)
+
+    def attend(q, k, v):
+        return causal_attention(q, k, v, stream.length, implementation=implementation), (q, k, v)
+
+    keys, values, q = [], [], None
+    for index in layers:
+        hidden, (q, k, v) = lm.language_model.layers[index](hidden, table, attend)
+        keys.append(k)
+        values.append(v)
+    attention = Attention(q, keys[-1], lm.config.rope_theta) if keys else Attention(hidden, hidden, 0.0)
+    return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
+
+
+def last_logits(lm: CausalLM, stream: TokenStream) -> Float[Array, "B W"]:
+    """Logits of each row's last valid token only; the others are never needed."""
+    last = jnp.take_along_axis(stream.hidden, (stream.length - 1)[:, None, None], axis=1)
+    return lm.logits(last)[:, 0]
+
+
+def _decode_state(caches: list[tuple[TokenStream, LayerOutputs]], new_tokens: int) -> DecodeState:
+    keys, values, lengths, positions = [], [], [], []
+    for entered, outputs in caches:
+        last = jnp.take_along_axis(entered.position_ids, (entered.length - 1)[:, None], axis=1)[:, 0]
+        for k, v in zip(outputs.k, outputs.v, strict=True):
+            keys.append(with_room(k, new_tokens))
+            values.append(with_room(v, new_tokens))
+            lengths.append(entered.length)
+            positions.append(last + 1)
+    cache = KVCache(tuple(keys), tuple(values), jnp.stack(lengths))
+    return DecodeState(cache, jnp.stack(positions))
+
+
+def _trace(stream: TokenStream, pruned: TokenStream, decision: Decision, recycled: Recycled | None) -> StageTrace:
+    return StageTrace(
+        decision=decision,
+        recycled=recycled,
+        position_ids_in=stream.position_ids,
+        position_ids_out=pruned.position_ids,
+        length_in=stream.length,
+        length_out=pruned.length,
+        hidden_in=stream.hidden,
+        hidden_out=pruned.hidden,
+    )

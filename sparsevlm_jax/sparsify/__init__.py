@@ -1,0 +1,64 @@
+"""SparseVLM (arXiv 2410.04417) as pure functions on arrays; imports nothing of the rest of the library.
+
+In the order a prefill uses them: `select_raters` once, then at each pruning layer `rater_attention`, `score`,
+`attention_rank` (if counts adapt), `select`, `recycle`, `compact`. `decide` and `apply` compose one stage.
+"""
+
+from .budget import KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
+from .config import Bucket, RaterScore, SparsityConfig, StagePlan
+from .rank import attention_rank
+from .raters import Raters, question_mask, select_raters
+from .recycle import Recycle, Recycled, recycle
+from .schedule import Geometry, default_layers, mean_after_layers, mean_entering_layers, simulate
+from .scores import (
+    correct_gravity,
+    gravity_weights,
+    mean_over_heads,
+    onto_visual,
+    priority_heads,
+    rater_attention,
+    score,
+)
+from .select import Selection, select
+from .stage import Attention, Decision, apply, decide
+from .stream import TokenStream, compact, slots_of
+
+__all__ = [
+    "Attention",
+    "Bucket",
+    "Decision",
+    "Geometry",
+    "KeptTokens",
+    "RankDeficit",
+    "RankScale",
+    "RaterScore",
+    "Raters",
+    "Recycle",
+    "Recycled",
+    "Selection",
+    "SparsityConfig",
+    "StagePlan",
+    "TokenStream",
+    "Tokens",
+    "apply",
+    "attention_rank",
+    "compact",
+    "correct_gravity",
+    "decide",
+    "default_layers",
+    "gravity_weights",
+    "mean_after_layers",
+    "mean_entering_layers",
+    "mean_over_heads",
+    "onto_visual",
+    "parse_amount",
+    "priority_heads",
+    "question_mask",
+    "rater_attention",
+    "recycle",
+    "score",
+    "select",
+    "select_raters",
+    "simulate",
+    "slots_of",
+]

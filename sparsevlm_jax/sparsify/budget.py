@@ -1,0 +1,177 @@
+"""How many visual tokens each stage keeps: a number, a schedule, or the rank of the raters' attention.
+
+Every budget answers two questions: `plan`, on the host, bounds the counts so that shapes are static; `count`, inside
+jit, gives each row's own.
+
+B batch · R raters · V visual tokens
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .rank import Measure, attention_rank
+from .recycle import Recycle
+from .schedule import V15_ANCHORS, Anchors, Geometry, kept_for_mean, simulate
+
+
+class CountInputs(NamedTuple):
+    """What a count may depend on: visual tokens in the prompt and now, and the raters' attention onto the latter."""
+
+    visual_total: Int[Array, " B"]
+    visual_count: Int[Array, " B"]
+    rater_count: Int[Array, " B"]
+    attention_map: Float[Array, "B R V"]
+
+
+class Budget(Protocol):
+    def table(self, geometry: Geometry, recycle: Recycle | None) -> np.ndarray | None:
+        """Kept tokens [stages, rows of geometry], or None where they depend on the image."""
+        ...
+
+    def bound(self, visual: int, text: int) -> int:
+        """The most tokens a stage keeps of `visual`, where `table` is None; `text` bounds the raters."""
+        ...
+
+    def count(self, inputs: CountInputs) -> Int[Array, " B"]:
+        """Tokens to keep, where `table` is None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A mean number of visual tokens (an int) or a share of them (a Fraction), in the paper's count; see `schedule`."""
+
+    amount: int | Fraction
+    anchors: Anchors = V15_ANCHORS
+
+    @classmethod
+    def parse(cls, value: "int | float | str | Fraction", anchors: Anchors = V15_ANCHORS) -> "Tokens":
+        """192, "192", "1/3", 0.25 or "25%".
+
+        Raises:
+            ValueError: unless it is a positive number of tokens or a share in (0, 1].
+        """
+        return cls(parse_amount(value), anchors)
+
+    def table(self, geometry: Geometry, recycle: Recycle | None) -> np.ndarray:
+        rows = geometry.row_counts
+        target = rows * float(self.amount) if isinstance(self.amount, Fraction) else np.full(len(rows), self.amount)
+        self._check_floor(target[-1], geometry)
+        return kept_for_mean(target.astype(float), rows, geometry, recycle, self.anchors)
+
+    def _check_floor(self, target: float, geometry: Geometry) -> None:
+        floor = geometry.visual * geometry.layers[0] / geometry.num_layers
+        if geometry.visual and target < floor:
+            raise ValueError(
+                f"a budget of {target:g} visual tokens is below the floor of {floor:g}: the first {geometry.layers[0]} "
+                f"of {geometry.num_layers} layers see all {geometry.visual}"
+            )
+
+    def bound(self, visual: int, text: int) -> int:
+        raise NotImplementedError("a token budget has a table")
+
+    def count(self, inputs: CountInputs) -> Int[Array, " B"]:
+        raise NotImplementedError("a token budget has a table")
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """Tokens kept at each stage, one number a stage; each stage drops at least one token, as the official code does."""
+
+    kept: tuple[int, ...]
+
+    def __post_init__(self):
+        if not self.kept or any(not isinstance(k, int) or k < 0 for k in self.kept):
+            raise ValueError(f"kept tokens must be whole numbers >= 0, one for each stage, got {self.kept}")
+
+    def table(self, geometry: Geometry, recycle: Recycle | None) -> np.ndarray:
+        if len(self.kept) != len(geometry.layers):
+            raise ValueError(
+                f"expected one number of kept tokens for each of the pruning layers {geometry.layers}, got {self.kept}"
+            )
+        rows, counts = geometry.row_counts, []
+        for stage in range(len(self.kept)):
+            now = simulate(np.array(counts).reshape(stage, -1), rows, recycle).leaving[-1] if counts else rows
+            counts.append(np.clip(self.kept[stage], 0, np.maximum(now - 1, 0)))
+        return np.array(counts)
+
+    bound, count = Tokens.bound, Tokens.count
+
+
+@dataclass(frozen=True)
+class RankScale:
+    """Keep int(rank * scale + bias), at least one token fewer than there are; all of them where the attention has full
+    rank, rank = V (SparseVLM v1.0; with scale 1, bias 0 its video branch).
+
+    `capacity` bounds what a stage keeps, so that later layers are short: a larger count is clamped, and the overflow
+    reported. None bounds nothing.
+    """
+
+    scale: float = 13.5
+    bias: float = 0.0
+    measure: Measure = "numerical"
+    capacity: int | None = None
+
+    def table(self, geometry: Geometry, recycle: Recycle | None) -> None:
+        return None
+
+    def bound(self, visual: int, text: int) -> int:
+        return visual if self.capacity is None else min(visual, self.capacity)
+
+    def count(self, inputs: CountInputs) -> Int[Array, " B"]:
+        rank = attention_rank(inputs.attention_map, inputs.rater_count, inputs.visual_count, measure=self.measure)
+        count = jnp.clip(self._scaled(rank, inputs.attention_map.shape), 0, jnp.maximum(inputs.visual_count - 1, 0))
+        return jnp.where(rank == inputs.visual_count, inputs.visual_count, count)
+
+    def _scaled(self, rank: Float[Array, " B"], shape: tuple[int, ...]) -> Int[Array, " B"]:
+        """A whole rank goes through a table made on the host: 100 * 0.29 truncates to 28, in float32 to 29."""
+        if self.measure != "numerical":
+            return jnp.floor(rank * self.scale + self.bias).astype(jnp.int32)
+        table = [math.trunc(r * self.scale + self.bias) for r in range(min(shape[1:]) + 1)]
+        return jnp.asarray(table, jnp.int32)[rank.astype(jnp.int32)]
+
+
+@dataclass(frozen=True)
+class RankDeficit:
+    """The paper's eq. 7: N = int(lambda * (V - rank)) tokens are dropped; with N = 0 the stage is skipped."""
+
+    scale: float
+    measure: Measure = "numerical"
+    capacity: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.scale <= 1:
+            raise ValueError(f"the paper's lambda is a share between 0 and 1, got {self.scale}")
+
+    table, bound = RankScale.table, RankScale.bound
+
+    def count(self, inputs: CountInputs) -> Int[Array, " B"]:
+        rank = attention_rank(inputs.attention_map, inputs.rater_count, inputs.visual_count, measure=self.measure)
+        if self.measure != "numerical":
+            return inputs.visual_count - jnp.floor(self.scale * (inputs.visual_count - rank)).astype(jnp.int32)
+        dropped = [math.trunc(self.scale * deficit) for deficit in range(inputs.attention_map.shape[2] + 1)]
+        deficit = jnp.maximum(inputs.visual_count - rank.astype(jnp.int32), 0)
+        return inputs.visual_count - jnp.asarray(dropped, jnp.int32)[deficit]
+
+
+def parse_amount(value: "int | float | str | Fraction") -> int | Fraction:
+    """A number of tokens (an int >= 1) or a share (a Fraction in (0, 1]); see `Tokens.parse`."""
+    try:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            amount = Fraction(value.strip()[:-1]) / 100
+        else:
+            amount = Fraction(value.strip() if isinstance(value, str) else value)
+    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
+        raise ValueError(f"expected a number of tokens (192) or a share ('1/3', 0.25, '25%'), got {value!r}") from None
+    whole = not isinstance(value, float) and amount.denominator == 1 and "/" not in str(value) and "%" not in str(value)
+    if whole and amount >= 1 and not isinstance(value, (bool, Fraction)):
+        return int(amount)
+    if 0 < amount <= 1 and not isinstance(value, bool):
+        return amount
+    raise ValueError(f"expected at least 1 token or a share between 0 and 1, got {value!r}")

@@ -1,0 +1,76 @@
+"""Raters: the words of the question that look at the image (SparseVLM, section 3.1, eqs. 5-6).
+
+Chosen once, on the embeddings that enter layer 0, and kept for every pruning stage.
+
+B batch · L slots · Q question tokens · D model dim
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .stream import slots_of
+
+Threshold = Literal["greater", "greater_equal"]
+
+
+class Raters(NamedTuple):
+    """`is_rater` marks slots; `relevance` is each question token's share of the image's attention, which sums to 1 over
+    a row's question (0 elsewhere)."""
+
+    is_rater: Bool[Array, "B L"]
+    relevance: Float[Array, "B L"]
+
+
+def select_raters(
+    hidden: Float[Array, "B L D"],
+    is_visual: Bool[Array, "B L"],
+    is_question: Bool[Array, "B L"],
+    *,
+    question_capacity: int,
+    threshold: Threshold = "greater",
+) -> Raters:
+    """Question tokens whose relevance to the image exceeds the mean: r = mean_v softmax_q(H_v H_q^T), r_i > mean(r).
+
+    Computed in float32. The paper writes >=, the official code computes > ("greater"); the two differ when all
+    relevances are equal. Where no token passes (one question token, say) every question token is a rater, so scores
+    are never an average over nothing. A row without image or question has none.
+
+    Args:
+        question_capacity: the largest number of question tokens in a row, Q.
+    """
+    slots, valid = slots_of(is_question, question_capacity)
+    question = jnp.take_along_axis(hidden, slots[..., None], axis=1)
+    logits = jnp.einsum(
+        "BLD,BQD->BLQ", hidden, question, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST
+    )
+    attention = jax.nn.softmax(jnp.where(valid[:, None], logits, jnp.finfo(jnp.float32).min), axis=-1)
+    visual_count = jnp.maximum(is_visual.sum(axis=1), 1)[:, None]
+    relevance = jnp.where(is_visual[..., None], attention, 0).sum(axis=1) / visual_count
+    relevance = jnp.where(valid, relevance, 0)
+
+    mean = relevance.sum(axis=1, keepdims=True) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
+    chosen = valid & (relevance >= mean if threshold == "greater_equal" else relevance > mean)
+    chosen = jnp.where(chosen.any(axis=1, keepdims=True), chosen, valid) & is_visual.any(axis=1, keepdims=True)
+
+    rows = jnp.arange(hidden.shape[0])[:, None]
+    target = jnp.where(valid, slots, hidden.shape[1])
+    empty = jnp.zeros(is_visual.shape)
+    return Raters(
+        is_rater=empty.astype(bool).at[rows, target].set(chosen, mode="drop"),
+        relevance=empty.at[rows, target].set(relevance, mode="drop"),
+    )
+
+
+def question_mask(is_visual: Bool[Array, "B L"], is_valid: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
+    """The text behind the last image token; where there is none, all text that can see an image token.
+
+    p V V t V V q q .   ->   0 0 0 0 0 0 1 1 0
+    p V V t V V . . .   ->   0 0 0 1 0 0 0 0 0
+    """
+    text = is_valid & ~is_visual
+    seen = jnp.cumsum(is_visual, axis=1)
+    behind_last = text & (seen == seen[:, -1:]) & (seen > 0)
+    return jnp.where(behind_last.any(axis=1, keepdims=True), behind_last, text & (seen > 0))

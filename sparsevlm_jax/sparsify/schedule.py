@@ -1,0 +1,162 @@
+"""Budgets that are known before the image is seen: kept tokens per stage, for any number of tokens, layers and stages.
+
+All of this runs on the host, on plain integers; its results are static shapes and small constant tables.
+
+The paper's count. "192 tokens" means: after each layer, count the visual tokens left (a pruning layer counts as already
+pruned, merged tokens count too); the mean over layers is 192. The number that really *enters* a layer is larger.
+
+For SparseVLM v1.5 at 192 of 576 tokens, 32 layers, pruning after 2, 6 and 15:
+
+    layers        0 1 | 2 3 4 5 | 6 ... 14 | 15 ... 31
+    tokens after  576 |   309   |    204   |    113       mean 192.03
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from .recycle import Recycle
+
+# Official schedules on 576 visual tokens: nominal budget -> kept after layers 2, 6 and 15 of 32.
+V15_ANCHORS = ((64, (66, 30, 17)), (96, (238, 48, 26)), (128, (303, 110, 36)), (192, (300, 200, 110)))
+PLUS_ANCHORS = ((64, (66, 34, 20)), (96, (246, 54, 28)), (128, (238, 108, 60)), (192, (300, 200, 118)))
+_ANCHOR_TOKENS, _ANCHOR_LAYERS, _ANCHOR_DEPTH = 576, (2, 6, 15), 32
+
+Anchors = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a schedule is made for.
+
+    Attributes:
+        num_layers: decoder layers.
+        layers: the layers after which tokens are pruned, increasing.
+        visual: the largest number of visual tokens of a row.
+        visual_step: row counts are multiples of it (the tokens of one image); tables have one entry per multiple.
+    """
+
+    num_layers: int
+    layers: tuple[int, ...]
+    visual: int
+    visual_step: int = 1
+
+    @property
+    def row_counts(self) -> np.ndarray:
+        return np.arange(self.visual // self.visual_step + 1) * self.visual_step
+
+
+class Flow(NamedTuple):
+    """What happens to rows of given sizes at each stage; arrays [stages, rows]."""
+
+    entering: np.ndarray
+    kept: np.ndarray
+    candidates: np.ndarray
+    merged: np.ndarray
+
+    @property
+    def leaving(self) -> np.ndarray:
+        return self.kept + self.merged
+
+
+def default_layers(num_layers: int, fractions: Sequence[Fraction] = tuple(Fraction(n, 32) for n in (2, 6, 15))):
+    """Pruning layers at the given fractions of the depth, rounded half up, at least 1, strictly increasing.
+
+    Raises:
+        ValueError: if the model has too few layers for that many stages.
+    """
+    layers: list[int] = []
+    for fraction in fractions:
+        layers.append(max(math.floor(fraction * num_layers + Fraction(1, 2)), 1, layers[-1] + 1 if layers else 1))
+    if layers and layers[-1] >= num_layers:
+        raise ValueError(
+            f"{len(layers)} pruning layers need a model of more than {layers[-1]} layers, got {num_layers}"
+        )
+    return tuple(layers)
+
+
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Raises ValueError unless `layers` are increasing layer indices of a model with `num_layers`."""
+    if list(layers) != sorted(set(layers)):
+        raise ValueError(f"pruning layers must be increasing and distinct, got {tuple(layers)}")
+    if layers and not (layers[0] >= 0 and layers[-1] < num_layers):
+        raise ValueError(f"pruning layers must be within 0..{num_layers - 1}, got {tuple(layers)}")
+
+
+def simulate(wanted: np.ndarray, rows: np.ndarray, recycle: Recycle | None) -> Flow:
+    """The stages a row goes through when `wanted` [stages, rows] tokens are kept (at most what is there)."""
+    entering, kept, candidates, merged = [], [], [], []
+    now = rows
+    for stage in wanted:
+        entering.append(now)
+        kept.append(np.minimum(stage, now))
+        dropped = now - kept[-1]
+        candidates.append(recycle.candidate_count(dropped) if recycle else np.zeros_like(now))
+        merged.append(recycle.merged_count(dropped) if recycle else np.zeros_like(now))
+        now = kept[-1] + merged[-1]
+    shape = (len(wanted), len(rows))
+    return Flow(*(np.array(field, int).reshape(shape) for field in (entering, kept, candidates, merged)))
+
+
+def mean_after_layers(flow: Flow, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+    """The paper's count of each row: mean over layers of the visual tokens left after the layer."""
+    first = layers[0] if layers else num_layers
+    total = rows * first
+    for leaving, start, end in zip(flow.leaving, layers, [*layers[1:], num_layers], strict=True):
+        total = total + leaving * (end - start)
+    return total / num_layers
+
+
+def mean_entering_layers(flow: Flow, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+    """What layers really work on: mean over layers of the visual tokens entering the layer."""
+    first = layers[0] + 1 if layers else num_layers
+    total = rows * first
+    for leaving, start, end in zip(flow.leaving, layers, [*layers[1:], num_layers - 1], strict=True):
+        total = total + leaving * (end - start)
+    return total / num_layers
+
+
+def kept_for_mean(
+    target: np.ndarray, rows: np.ndarray, geometry: Geometry, recycle: Recycle | None, anchors: Anchors
+) -> np.ndarray:
+    """Kept tokens per stage and row, [stages, rows], whose mean (the paper's count) is nearest to `target`.
+
+    The official schedules come out as they are. Everything else moves along one line through them: the shares kept at
+    each stage, interpolated over the nominal budget (and over the depth, for other pruning layers), searched for the
+    nearest mean. A row that may keep everything does. Every stage keeps at least one token.
+    """
+    layers, depth = geometry.layers, geometry.num_layers
+
+    def kept_at(nominal):
+        shares = _shares(nominal, layers, depth, anchors)
+        return np.maximum(np.floor(shares * rows + 0.5).astype(int), 1)
+
+    def mean_at(nominal):
+        return mean_after_layers(simulate(kept_at(nominal), rows, recycle), rows, layers, depth)
+
+    low, high = np.zeros(len(rows)), np.ones(len(rows))
+    for _ in range(40):
+        middle = (low + high) / 2
+        below = mean_at(middle) <= target
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    nearest = np.where(target - mean_at(low) <= mean_at(high) - target, low, high)
+    if depth == _ANCHOR_DEPTH and layers == _ANCHOR_LAYERS:
+        official = [tokens for tokens, _ in anchors]
+        exact = (rows == _ANCHOR_TOKENS) & np.isin(target, official)
+        nearest = np.where(exact, target / _ANCHOR_TOKENS, nearest)
+    return np.where(target >= rows, rows, kept_at(nearest))
+
+
+def _shares(nominal: np.ndarray, layers: Sequence[int], num_layers: int, anchors: Anchors) -> np.ndarray:
+    """Share of the tokens kept at each stage, [stages, rows], for nominal budgets given as shares, [rows]."""
+    budgets = [0.0, *(tokens / _ANCHOR_TOKENS for tokens, _ in anchors), 1.0]
+    stages = range(len(_ANCHOR_LAYERS))
+    table = [[0.0, *(kept[stage] / _ANCHOR_TOKENS for _, kept in anchors), 1.0] for stage in stages]
+    shares = np.stack([np.interp(nominal, budgets, column) for column in table])
+    at = np.array([layer / num_layers for layer in layers])
+    knots = np.array(_ANCHOR_LAYERS) / _ANCHOR_DEPTH
+    return np.stack([[np.interp(fraction, knots, row) for row in shares.T] for fraction in at]).reshape(len(at), -1)

@@ -1,0 +1,129 @@
+"""A pruning stage: score, count, select, recycle, compact.
+
+Two halves, so that a host may look at the counts in between and choose how long the next segment's program is:
+`decide` says what stays, `apply` makes the shorter stream.
+
+B batch · L slots · R raters · V visual tokens · N heads · K kv heads · H head dim · D model dim
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from . import scores
+from .budget import CountInputs
+from .config import SparsityConfig, StagePlan
+from .recycle import Recycled, recycle
+from .select import Selection, select
+from .stream import TokenStream, compact, slots_of
+
+
+class Decision(NamedTuple):
+    """What a stage found. Visual tokens are numbered 0, 1, ... as they stand in the stream that enters.
+
+    `visual_slot` says where each sits, `wanted` how many should stay before `plan.kept` bounds it.
+    """
+
+    visual_slot: Int[Array, "B V"]
+    visual_count: Int[Array, " B"]
+    rater_slot: Int[Array, "B R"]
+    rater_count: Int[Array, " B"]
+    attention_map: Float[Array, "B R V"]
+    scores: Float[Array, "B V"]
+    wanted: Int[Array, " B"]
+    selection: Selection
+
+
+class Attention(NamedTuple):
+    """What scoring needs of the layer it follows: its queries and keys (RoPE applied) and RoPE's base."""
+
+    q: Float[Array, "B L N H"]
+    k: Float[Array, "B L K H"]
+    rope_theta: float
+
+
+def decide(
+    stream: TokenStream,
+    attention: Attention,
+    visual_total: Int[Array, " B"],
+    plan: StagePlan,
+    config: SparsityConfig,
+    *,
+    rater_capacity: int,
+) -> Decision:
+    """Scores the visual tokens of `stream`, which has passed `plan.layer`, and selects those that stay.
+
+    Args:
+        attention: the layer's queries and keys.
+        visual_total: visual tokens of each row's prompt, before any pruning.
+        rater_capacity: the most raters in a row, R.
+    """
+    visual_slot, is_visual = slots_of(stream.is_visual, plan.visual)
+    rater_slot, is_rater = slots_of(stream.is_rater, rater_capacity)
+    visual_count, rater_count = is_visual.sum(axis=1), is_rater.sum(axis=1)
+
+    q = jnp.take_along_axis(attention.q, rater_slot[..., None, None], axis=1)
+    everywhere = scores.rater_attention(q, attention.k, rater_slot, stream.length)
+    onto = scores.onto_visual(everywhere, visual_slot, is_visual, is_rater)
+    if config.score.gravity:
+        weights = scores.gravity_weights(
+            jnp.take_along_axis(stream.position_ids, rater_slot, axis=1),
+            jnp.take_along_axis(stream.position_ids, visual_slot, axis=1),
+            head_dim=attention.q.shape[-1],
+            theta=attention.rope_theta,
+        )
+        onto = scores.correct_gravity(onto, weights, floor=config.score.gravity_floor)
+    count = config.score.head_count(onto.shape[1])
+    attention_map = scores.mean_over_heads(onto, None if count is None else scores.priority_heads(onto, count))
+    score = scores.score(attention_map, is_rater)
+
+    if plan.table is not None:
+        wanted = jnp.asarray(plan.table)[visual_total // plan.visual_step]
+    else:
+        wanted = config.budget.count(CountInputs(visual_total, visual_count, rater_count, attention_map))
+    selection = select(score, is_visual, jnp.minimum(wanted, plan.kept))
+    return Decision(visual_slot, visual_count, rater_slot, rater_count, attention_map, score, wanted, selection)
+
+
+def apply(
+    stream: TokenStream,
+    decision: Decision,
+    plan: StagePlan,
+    config: SparsityConfig,
+    *,
+    noise: Float[Array, "B V"] | None = None,
+) -> tuple[TokenStream, Recycled | None]:
+    """The stream of `plan.capacity` slots that `decision` leaves, and how the dropped were recycled."""
+    selection, slot = decision.selection, decision.visual_slot
+    kept = _scatter(selection.is_kept, slot, jnp.arange(slot.shape[1]) < decision.visual_count[:, None], stream)
+    is_kept = kept | ~stream.is_visual
+    if config.recycle is None or plan.merged == 0:
+        batch, _, dim = stream.hidden.shape
+        nothing = jnp.zeros((batch, 0), jnp.int32)
+        merged, position, count = jnp.zeros((batch, 0, dim), stream.hidden.dtype), nothing, jnp.zeros(batch, jnp.int32)
+        recycled = None
+    else:
+        recycled = recycle(
+            jnp.take_along_axis(stream.hidden, slot[..., None], axis=1),
+            selection,
+            decision.visual_count,
+            config.recycle,
+            candidate_capacity=plan.candidates,
+            merged_capacity=plan.merged,
+            noise=noise,
+        )
+        merged, count = recycled.merged, recycled.merged_count
+        # No version defines kept positions together with recycling: a merged token takes its center's position.
+        center_slot = jnp.take_along_axis(slot, recycled.centers, axis=1)
+        position = jnp.take_along_axis(stream.position_ids, center_slot, axis=1)
+    pruned = compact(stream, is_kept, merged, position, count, capacity=plan.capacity, positions=config.positions)
+    return pruned, recycled
+
+
+def _scatter(
+    values: Bool[Array, "B V"], slot: Int[Array, "B V"], valid: Bool[Array, "B V"], stream: TokenStream
+) -> Bool[Array, "B L"]:
+    """Visual-indexed values back onto the stream's slots; padding of `slot` goes nowhere."""
+    rows, length = jnp.arange(slot.shape[0])[:, None], stream.is_visual.shape[1]
+    return jnp.zeros(stream.is_visual.shape, bool).at[rows, jnp.where(valid, slot, length)].set(values, mode="drop")
