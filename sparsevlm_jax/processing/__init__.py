@@ -1,6 +1,28 @@
 """Images and text into arrays: what a LLaVA checkpoint expects, without torch."""
 
+from .files import PROCESSOR_FILES
 from .images import ImageError, ImageSource, open_image
 from .pixels import PixelConfig, center_crop, pad_to_square, preprocess
+from .processor import ProcessedInputs, Processor
+from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1, Message, Prompt, PromptError, read_prompt, render
 
-__all__ = ["ImageError", "ImageSource", "PixelConfig", "center_crop", "open_image", "pad_to_square", "preprocess"]
+__all__ = [
+    "IMAGE_MARK",
+    "LLAVA_1_5",
+    "PROCESSOR_FILES",
+    "VICUNA_V1",
+    "ImageError",
+    "ImageSource",
+    "Message",
+    "PixelConfig",
+    "ProcessedInputs",
+    "Processor",
+    "Prompt",
+    "PromptError",
+    "center_crop",
+    "open_image",
+    "pad_to_square",
+    "preprocess",
+    "read_prompt",
+    "render",
+]

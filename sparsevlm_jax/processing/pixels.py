@@ -9,7 +9,7 @@ Dims: C colour channels (3), H height, W width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,6 +27,7 @@ MAX_EDGE = 4096
 
 #: The image processors implemented, up to the suffixes "Fast" and "Pil", which change backends and not the recipe.
 PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 # Written by some version of transformers, and without effect on the pixels.
 _HARMLESS = {
     *("processor_class", "data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),
@@ -65,7 +66,7 @@ class PixelConfig:
         """
         read = ConfigReader(config.get("image_processor", config), where="the image processor's config")
         read.seen |= _HARMLESS
-        for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"):
+        for step in _STEPS:
             read.only(step, True)
         for key in ("image_processor_type", "feature_extractor_type"):
             read.only(key, *(name + suffix for name in PROCESSORS for suffix in ("", "Fast", "Pil")))
@@ -84,6 +85,21 @@ class PixelConfig:
         )
         read.done()
         return fields
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `preprocessor_config.json` that `from_hf` reads back to an equal config."""
+        size = {"shortest_edge": self.shortest_edge} if self.size is None else _height_width(self.size)
+        return {
+            "image_processor_type": "LlavaImageProcessor" if self.do_pad else "CLIPImageProcessor",
+            "size": size,
+            "crop_size": _height_width(self.crop_size),
+            "resample": self.resample,
+            "rescale_factor": self.rescale_factor,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            **dict.fromkeys(_STEPS, True),
+            **({"do_pad": True} if self.do_pad else {}),
+        }
 
 
 def preprocess(image: Image.Image, config: PixelConfig) -> Float[np.ndarray, "C H W"]:
@@ -131,6 +147,10 @@ def _target_size(image: Image.Image, config: PixelConfig) -> tuple[int, int]:
     return (config.shortest_edge, longest) if image.width <= image.height else (longest, config.shortest_edge)
 
 
+def _height_width(size: tuple[int, int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
+
+
 def _edges(name: str, read: ConfigReader) -> tuple[int, tuple[int, int] | None]:
     """A size as (one edge, None) or (0, (height, width)): transformers writes a number or an object of edges."""
     read.seen.add(name)
@@ -147,7 +167,7 @@ def _edges(name: str, read: ConfigReader) -> tuple[int, tuple[int, int] | None]:
     return 1, None
 
 
-def _is_edge(value: Any) -> bool:
+def _is_edge(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_EDGE
 
 

@@ -1,0 +1,24 @@
+"""Reading the JSON files of a checkpoint folder: a table comes back, or one error that names the file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON file that must hold a table.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or holds something else than a table.
+    """
+    try:
+        table = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is not valid JSON") from None
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} holds no table, but a {type(table).__name__}")
+    return table

@@ -1,0 +1,172 @@
+"""The processor of a LLaVA checkpoint: prompts and pictures in, token ids and pixel values out, and ids back into text.
+
+Ids equal those of Hugging Face's `LlavaProcessor` and pixels those of its PIL image processor. The tokenizer is
+`transformers`' own; neither it nor anything here needs torch. Nothing is padded: rows have their own lengths.
+
+Dims: I images of all rows together, H height, W width.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int32
+
+from ..models.llava import LlavaConfig
+from .files import read_eos, read_pixel_config, read_template, read_tokenizer
+from .images import ImageSource, open_image
+from .pixels import PixelConfig, preprocess
+from .prompts import IMAGE_MARK, LLAVA_1_5, Prompt, PromptError, read_prompt, read_raw, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ProcessedInputs(NamedTuple):
+    """A batch before padding. Row i owns the next `images_per_row[i]` of the images.
+
+    `input_ids`: one int32 array per row, each image mark expanded to `tokens_per_image` times the image token's id.
+    """
+
+    input_ids: list[Int32[np.ndarray, " L"]]
+    pixel_values: Float[np.ndarray, "I 3 H W"]
+    images_per_row: tuple[int, ...]
+
+
+class Processor:
+    """Turns prompts and images into model inputs, and generated ids into text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        config: the model's, which fixes the image token's id, tokens per image and the tower's image size.
+        pixels: preprocessing of pictures.
+        template: Jinja chat template.
+        eos_token_ids: ids that end an answer; default: the model config's.
+
+    Raises:
+        ValueError: tokenizer, preprocessing and model do not belong together.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        config: LlavaConfig,
+        *,
+        pixels: PixelConfig,
+        template: str = LLAVA_1_5,
+        eos_token_ids: tuple[int, ...] | None = None,
+    ):
+        self.tokenizer, self.config, self.pixels, self.template = tokenizer, config, pixels, template
+        self.eos_token_ids = config.eos_token_ids if eos_token_ids is None else eos_token_ids
+        edge = config.vision.image_size
+        if pixels.crop_size != (edge, edge):
+            raise ValueError(f"the vision tower sees {edge} x {edge} pixels, preprocessing gives {pixels.crop_size}")
+        self._knows_mark = IMAGE_MARK in tokenizer.get_vocab()
+        mark_id = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+        if self._knows_mark and mark_id != config.image_token_id:
+            raise ValueError(f"{IMAGE_MARK} is token {mark_id} to the tokenizer, {config.image_token_id} to the model")
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | os.PathLike[str], config: LlavaConfig, *, pad_to_square: bool | None = None
+    ) -> "Processor":
+        """Read the processor files of a checkpoint folder (`files.PROCESSOR_FILES`), of any transformers since 4.36.
+
+        Args:
+            pad_to_square: True pads pictures to a square as the original LLaVA does, False crops them as llava-hf
+                does; None does what the checkpoint says.
+
+        Raises:
+            CheckpointError: a file is missing or cannot be read.
+            ValueError: a setting that is not implemented, by name.
+        """
+        folder = Path(folder)
+        pixels = read_pixel_config(folder, config)
+        if pad_to_square is not None:
+            pixels = dataclasses.replace(pixels, do_pad=pad_to_square)
+        tokenizer = read_tokenizer(folder)
+        return cls(
+            tokenizer,
+            config,
+            pixels=pixels,
+            template=read_template(folder, tokenizer),
+            eos_token_ids=read_eos(folder, config),
+        )
+
+    def __call__(
+        self, prompts: Sequence[Prompt], images: Sequence[Sequence[ImageSource]] | None = None, *, raw: bool = False
+    ) -> ProcessedInputs:
+        """Process a batch.
+
+        Args:
+            prompts: per row a question, or chat messages in the HF form (`prompts.read_prompt` has the details).
+            images: per row its images, in the order of their `<image>` marks; where a row has no mark, they go first.
+            raw: the prompts are the whole text, template words included (`USER: <image>\\n... ASSISTANT:`).
+
+        Raises:
+            PromptError: a prompt without words, or marks that are not as many as the images.
+            ImageError, OSError: a picture that cannot be read.
+        """
+        images = [()] * len(prompts) if images is None else images
+        if isinstance(prompts, str) or len(prompts) != len(images):
+            given = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+            raise ValueError(f"expected a list of prompts and as many lists of images, got {given} and {len(images)}")
+        rows = [self._read_row(prompt, row, raw) for prompt, row in zip(prompts, images, strict=True)]
+        return ProcessedInputs(
+            input_ids=[self.encode(text) for text, _ in rows],
+            pixel_values=self.encode_images([image for _, row in rows for image in row]),
+            images_per_row=tuple(len(row) for _, row in rows),
+        )
+
+    def encode(self, text: str) -> Int32[np.ndarray, " L"]:
+        """Token ids of a rendered prompt: one BOS (if the tokenizer has one), each image mark expanded.
+
+        Raises:
+            PromptError: a token outside the language model's vocabulary.
+        """
+        ids = self._tokenize(text)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None:
+            # Templates write it, tokenizers add it, some do neither: whatever was done, there is one.
+            start = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+            ids = [bos, *ids[start:]]
+        array = np.array(ids, np.int32)
+        is_image = array == self.config.image_token_id
+        top, vocabulary = int(np.max(array, where=~is_image, initial=0)), self.config.text.vocab_size
+        if top >= vocabulary:
+            raise PromptError(f"the prompt has token {top}, the language model knows {vocabulary}")
+        return np.repeat(array, np.where(is_image, self.config.tokens_per_image, 1))
+
+    def encode_images(self, images: Sequence[ImageSource]) -> Float[np.ndarray, "I 3 H W"]:
+        """Pixel values of images, [I, 3, H, W] float32; of none, an array with I = 0."""
+        pixels = np.empty((len(images), 3, *self.pixels.crop_size), np.float32)
+        for row, image in zip(pixels, images, strict=True):
+            row[:] = preprocess(open_image(image), self.pixels)
+        return pixels
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of generated ids; ids no tokenizer knows (image placeholders, padding rows) are left out."""
+        known = [int(token) for token in ids if 0 <= int(token) < len(self.tokenizer)]
+        return str(self.tokenizer.decode(known, skip_special_tokens=skip_special_tokens))
+
+    def _read_row(self, prompt: Prompt, images: Sequence[ImageSource], raw: bool) -> tuple[str, Sequence[ImageSource]]:
+        if raw:
+            return read_raw(prompt, images), images
+        conversation = read_prompt(prompt, images)
+        return render(conversation, self.tokenizer, self.template), conversation.images
+
+    def _tokenize(self, text: str) -> list[int]:
+        if self._knows_mark:
+            return self.tokenizer(text, verbose=False)["input_ids"]
+        # A tokenizer from before llava-hf does not know the mark: its chunks are tokenised apart, as the original does.
+        first, *others = text.split(IMAGE_MARK)
+        ids = self.tokenizer(first, verbose=False)["input_ids"]
+        for chunk in others:
+            ids += [
+                self.config.image_token_id,
+                *self.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"],
+            ]
+        return ids

@@ -1,0 +1,216 @@
+"""The processor gives the ids and pixels of Hugging Face's `LlavaProcessor`, from every generation of its files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.models.llava import LlavaConfig
+from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor, PromptError
+from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, tiny_processor, tiny_tokenizer
+
+CONFIG = LlavaConfig.from_hf(tiny_config().to_dict())
+HF: Any = tiny_processor()
+PHOTOS = [random_image(seed, height, width) for seed, (height, width) in enumerate([(60, 90), (130, 70), (4, 5)])]
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1).filter(str.strip)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder as transformers 5 writes it."""
+    HF.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(tiny_tokenizer(), CONFIG, pixels=PixelConfig.square(IMAGE_SIZE))
+
+
+def reference(text: str, images: list) -> Any:
+    return HF(text=text, images=images or None, return_tensors="np")
+
+
+@pytest.mark.parametrize("images", [[], PHOTOS[:1], PHOTOS], ids=len)
+def test_ids_and_pixels_equal_the_hf_processor(folder, images):
+    ours = Processor.from_folder(folder, CONFIG)(["What is on the blue sign?"], [images])
+    marks = "<image>\n" * len(images)
+    theirs = reference(f"USER: {marks}What is on the blue sign? ASSISTANT:", images)
+    np.testing.assert_array_equal(ours.input_ids[0], theirs["input_ids"][0])
+    assert ours.input_ids[0].dtype == np.int32 and ours.images_per_row == (len(images),)
+    if images:
+        np.testing.assert_array_equal(ours.pixel_values, theirs["pixel_values"])
+    else:
+        assert ours.pixel_values.shape == (0, 3, IMAGE_SIZE, IMAGE_SIZE)
+
+
+@given(
+    st.lists(st.sampled_from([*CORPUS, "<image>", "\n", " ", "\u00e9\u4e2d\U0001f600"]) | WORDS, min_size=1, max_size=5)
+)
+def test_ids_of_any_text_equal_the_hf_tokenizers(processor, parts):
+    text = "".join(parts)
+    expanded = text.replace("<image>", "<image>" * CONFIG.tokens_per_image)
+    np.testing.assert_array_equal(processor.encode(text), HF.tokenizer(expanded)["input_ids"])
+
+
+def test_a_chat_equals_the_hf_processors_chat_template(folder):
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A street."}]},
+        {"role": "user", "content": [{"type": "text", "text": "And there?"}, {"type": "image"}]},
+    ]
+    text = HF.apply_chat_template(chat, add_generation_prompt=True)
+    ours = Processor.from_folder(folder, CONFIG)([chat], [PHOTOS[:2]])
+    np.testing.assert_array_equal(ours.input_ids[0], reference(text, PHOTOS[:2])["input_ids"][0])
+
+
+def test_rows_of_a_batch_are_those_of_single_calls_and_own_their_images_in_order(processor):
+    prompts, images = ["What?", "Where do they stand?", "Who <image> is <image> that?"], [PHOTOS[:1], [], PHOTOS[1:]]
+    batch = processor(prompts, images)
+    assert batch.images_per_row == (1, 0, 2)
+    singles = [processor([prompt], [row]) for prompt, row in zip(prompts, images, strict=True)]
+    for row, single in zip(batch.input_ids, singles, strict=True):
+        np.testing.assert_array_equal(row, single.input_ids[0])
+    np.testing.assert_array_equal(batch.pixel_values, np.concatenate([single.pixel_values for single in singles]))
+
+
+def test_a_raw_prompt_is_tokenised_as_it_stands(processor):
+    text = "USER: <image>\nWhat? ASSISTANT:"
+    np.testing.assert_array_equal(
+        processor([text], [PHOTOS[:1]], raw=True).input_ids[0], processor(["What?"], [PHOTOS[:1]]).input_ids[0]
+    )
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("text", ["What?", "<s>What?", "<s><s>What?"])
+def test_there_is_one_bos_whoever_writes_it(adds_bos, text):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_bos_token = adds_bos
+    assert (tokenizer("What?")["input_ids"][0] == tokenizer.bos_token_id) == adds_bos
+    ids = Processor(tokenizer, CONFIG, pixels=PixelConfig.square(IMAGE_SIZE)).encode(text)
+    assert ids[0] == tokenizer.bos_token_id and (ids == tokenizer.bos_token_id).sum() == 1
+
+
+def test_a_tokenizer_without_the_mark_has_its_chunks_tokenised_apart_as_the_original_does():
+    tokenizer = tiny_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] != "<image>"]
+    tokenizer._tokenizer = tokenizer.backend_tokenizer.from_str(json.dumps(state))
+    assert "<image>" not in tokenizer.get_vocab()
+    ids = Processor(tokenizer, CONFIG, pixels=PixelConfig.square(IMAGE_SIZE)).encode("USER: <image>\nWhat?<image>")
+    before, after = (tokenizer(part)["input_ids"] for part in ("USER: ", "\nWhat?"))
+    image = [IMAGE_ID] * CONFIG.tokens_per_image
+    np.testing.assert_array_equal(ids, [*before, *image, *after[1:], *image])
+
+
+def test_answers_decode_without_special_tokens_and_unknown_ids(processor):
+    ids = processor.tokenizer("two dogs", add_special_tokens=False)["input_ids"]
+    assert processor.decode(np.array([*ids, 2])) == "two dogs"
+    assert processor.decode([-200, *ids, IMAGE_ID, 2, 447, 10**12]) == "two dogs"
+    assert processor.decode([*ids, 2], skip_special_tokens=False) == "two dogs</s>"
+
+
+def test_the_chat_template_is_found_wherever_it_was_put(folder):
+    def template() -> str:
+        return Processor.from_folder(folder, CONFIG).template
+
+    assert template() == HF.chat_template
+    (folder / "chat_template.jinja").unlink()
+    assert template() == LLAVA_1_5
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{# json type #}"}))
+    assert template() == "{# json type #}"
+    (folder / "chat_template.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.json holds no chat_template"):
+        template()
+    (folder / "chat_template.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{# tokenizer type #}"}))
+    assert template() == "{# tokenizer type #}"
+
+
+def test_pixel_settings_are_found_in_both_files(folder):
+    whole = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(whole.pop("image_processor")))
+    (folder / "processor_config.json").write_text(json.dumps(whole))
+    assert Processor.from_folder(folder, CONFIG).pixels == PixelConfig.square(IMAGE_SIZE)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="no preprocessor_config.json"):
+        Processor.from_folder(folder, CONFIG)
+
+
+def test_an_original_folder_pads_to_a_square_and_speaks_vicuna(folder):
+    for name in ("processor_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    (folder / "config.json").write_text(json.dumps({"mm_vision_tower": "clip", "image_aspect_ratio": "pad"}))
+    processor = Processor.from_folder(folder, CONFIG)
+    assert processor.pixels == PixelConfig.square(IMAGE_SIZE, do_pad=True) and processor.template == VICUNA_V1
+
+
+def test_padding_to_a_square_can_be_chosen(folder):
+    assert not Processor.from_folder(folder, CONFIG).pixels.do_pad
+    assert Processor.from_folder(folder, CONFIG, pad_to_square=True).pixels.do_pad
+
+
+@pytest.mark.parametrize(("value", "expected"), [(7, (7,)), ([7, 8], (7, 8)), (None, (2,)), ("x", (2,))])
+def test_generation_config_says_what_ends_an_answer(folder, value, expected):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert Processor.from_folder(folder, CONFIG).eos_token_ids == expected
+
+
+def test_parts_that_do_not_belong_together_are_refused(folder):
+    with pytest.raises(ValueError, match=r"tower sees 56 x 56 pixels, preprocessing gives \(28, 28\)"):
+        Processor(tiny_tokenizer(), CONFIG, pixels=PixelConfig.square(28))
+    other = LlavaConfig.from_hf({**tiny_config().to_dict(), "image_token_index": 399, "image_token_id": 399})
+    with pytest.raises(ValueError, match="<image> is token 400 to the tokenizer, 399 to the model"):
+        Processor.from_folder(folder, other)
+
+
+def test_a_token_the_model_does_not_know_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(60)])
+    with pytest.raises(PromptError, match="token 461, the language model knows 448"):
+        Processor(tokenizer, CONFIG, pixels=PixelConfig.square(IMAGE_SIZE)).encode("<extra59>")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "not json", "wrong json"])
+def test_a_damaged_tokenizer_is_named(folder, damage):
+    path = folder / "tokenizer.json"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text({"cut": path.read_text()[:999], "not json": "<html>", "wrong json": "[1]"}[damage])
+    with pytest.raises(CheckpointError, match=r"tokenizer"):
+        Processor.from_folder(folder, CONFIG)
+
+
+def test_prompts_and_images_must_be_as_many_lists(processor):
+    with pytest.raises(ValueError, match="got 2 prompts and 1"):
+        processor(["a", "b"], [[]])
+    with pytest.raises(ValueError, match="expected a list of prompts .* got one text"):
+        processor("ab", [[], []])
+
+
+def test_a_picture_that_cannot_be_read_stops_the_batch_by_name(processor, tmp_path):
+    (tmp_path / "words.png").write_text("words")
+    with pytest.raises(ImageError, match=r"words\.png: not an image"):
+        processor(["What?"], [[tmp_path / "words.png"]])
+
+
+def test_nothing_here_needs_torch_or_says_a_word(folder):
+    (folder / "config.json").write_text(json.dumps(tiny_config().to_dict(), default=str))
+    script = (
+        "import sys, json, numpy; sys.modules['torch'] = None\n"
+        "from sparsevlm_jax.processing import Processor; from sparsevlm_jax.models.llava import LlavaConfig\n"
+        f"config = LlavaConfig.from_hf(json.load(open({str(folder / 'config.json')!r})))\n"
+        f"processor = Processor.from_folder({str(folder)!r}, config)\n"
+        "out = processor(['What?'], [[numpy.zeros((9, 9, 3), 'uint8')]]); processor.decode(out.input_ids[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
