@@ -18,7 +18,7 @@ from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, 
 
 CONFIG = LlavaConfig.from_hf(tiny_config().to_dict())
 HF: Any = tiny_processor()
-PHOTOS = [random_image(seed, height, width) for seed, (height, width) in enumerate([(60, 90), (130, 70), (4, 5)])]
+PHOTOS = [random_image(seed, height, width) for seed, (height, width) in enumerate([(60, 90), (130, 70), (11, 7)])]
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1).filter(str.strip)
 
 
