@@ -1,6 +1,17 @@
 """PyTorch checkpoints into this library's parameters, and back. No torch is needed, and no pickle is executed."""
 
 from .config import read_config
-from .load import read_params
+from .export import export_hf
+from .files import has_weights
+from .load import describe, external_tower, read_params
+from .random_weights import write_random_checkpoint
 
-__all__ = ["read_config", "read_params"]
+__all__ = [
+    "describe",
+    "export_hf",
+    "external_tower",
+    "has_weights",
+    "read_config",
+    "read_params",
+    "write_random_checkpoint",
+]

@@ -8,9 +8,8 @@ the first id after the vocabulary, as in the llava-hf conversions.
 from pathlib import Path
 
 from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
-
-from .files import read_json
 
 CLIP_L_336 = {
     "model_type": "clip_vision_model",
@@ -37,12 +36,12 @@ _IMPLEMENTED = {
     "s2": (None, False),
 }
 # Fields that say how it was trained, or that are read elsewhere.
-_NOT_FOR_TEXT = frozenset(
-    """architectures model_type mm_hidden_size mm_vision_tower mm_vision_select_layer vision_config use_mm_proj
-    freeze_mm_mlp_adapter tune_mm_mlp_adapter pretrain_mm_mlp_adapter mm_projector_lr mm_vision_tower_lr
-    freeze_mm_vision_resampler unfreeze_mm_vision_tower tokenizer_padding_side tokenizer_model_max_length
-    max_sequence_length image_crop_resolution image_split_resolution""".split()
-)
+_NOT_FOR_TEXT = {
+    *("architectures", "model_type", "vision_config", "mm_hidden_size", "mm_vision_tower", "mm_vision_select_layer"),
+    *("use_mm_proj", "pretrain_mm_mlp_adapter", "freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "mm_projector_lr"),
+    *("freeze_mm_vision_resampler", "unfreeze_mm_vision_tower", "mm_vision_tower_lr", "max_sequence_length"),
+    *("video", "tokenizer_padding_side", "tokenizer_model_max_length", "image_crop_resolution", "image_split_resolution"),
+}
 
 
 def read_config(
@@ -84,10 +83,12 @@ def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "co
     complaints = [
         f"{name} = {config.get(name)!r}, implemented: {', '.join(map(repr, allowed))}"
         for name, allowed in _IMPLEMENTED.items()
-        if not any(config.get(name) is value or config.get(name) == value != False for value in allowed)  # noqa: E712
+        if not any(config.get(name) == value and type(config.get(name)) is type(value) for value in allowed)
     ]
     known = _IMPLEMENTED.keys() | _NOT_FOR_TEXT
-    complaints += [f"{name} = {config[name]!r} is not known" for name in config if name[:3] == "mm_" and name not in known]
+    complaints += [
+        f"{name} = {config[name]!r} is not known" for name in config if name[:3] == "mm_" and name not in known
+    ]
     if config.get("model_type") not in ("llava", "llava_llama"):
         complaints.append(f"model_type = {config.get('model_type')!r}, implemented: 'llava', 'llava_llama'")
     if config.get("mm_hidden_size", vision_config.get("hidden_size")) != vision_config.get("hidden_size"):
@@ -116,10 +117,10 @@ def _vision_config(path: Path, config: dict, vision_tower: str | Path | None, wi
         return clip_vision_config(config)
     if (path.parent / "vision_config.json").is_file():
         return clip_vision_config(read_json(path.parent / "vision_config.json"))
-    if isinstance(name, str) and name in KNOWN_TOWERS:
-        return KNOWN_TOWERS[name]
     if "vision_tower" in without:
         return CLIP_L_336 | {"hidden_size": config.get("mm_hidden_size", 1024), "num_attention_heads": 1}
+    if isinstance(name, str) and name in KNOWN_TOWERS:
+        return KNOWN_TOWERS[name]
     raise CheckpointError(
         f"{path} names the vision tower {name!r} but does not describe it: give the tower's own folder as vision_tower"
     )

@@ -5,10 +5,10 @@ A folder holds one file (`model.safetensors`, `pytorch_model.bin`) or an index b
 not trusted (public copies hold `total_size` as a string).
 """
 
-import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.jsonfile import read_json
 
 from .safetensors import open_safetensors
 from .tensors import StoredTensor, natural
@@ -36,23 +36,6 @@ def open_weights(folder: str | Path) -> dict[str, StoredTensor]:
         if (folder / single).is_file():
             return _open_file(folder / single)
     raise CheckpointError(f"{folder} holds no weights: expected one of {', '.join(SINGLE + INDEX)}")
-
-
-def read_json(path: str | Path) -> dict:
-    """A JSON file that must hold a table.
-
-    Raises:
-        CheckpointError: the file is missing, is not JSON, or holds something else than a table.
-    """
-    try:
-        table = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not valid JSON") from None
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{path} holds no table, but a {type(table).__name__}")
-    return table
 
 
 def _open_file(path: Path) -> dict[str, StoredTensor]:
@@ -84,7 +67,9 @@ def _shards(folder: Path, index: Path, weight_map: dict[str, str]) -> list[str]:
     return shards
 
 
-def _join(index: Path, weight_map: dict[str, str], shards: dict[str, dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
+def _join(
+    index: Path, weight_map: dict[str, str], shards: dict[str, dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
     """One table from all shards, once index and shards agree on where every tensor lies."""
     problems = [
         f"{file} lacks {name!r}, which the index places there"

@@ -6,22 +6,23 @@ one tensor above the parameters, whatever the size of a shard.
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
+from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, abstract_params
+from sparsevlm_jax.trees import flatten, nest
 
+from .config import is_original, read_config
 from .files import open_weights
-from .names import CLIP, CLIP_IGNORED, Group, Source, assign
-from .tensors import StoredTensor
+from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, is_ignored, layout_of
+from .tensors import StoredTensor, is_finite
 
-PARTS = ("vision_tower", "multi_modal_projector", "language_model", "lm_head")
 _TOWER = "vision_tower"
-_BLOCK = 1 << 22  # elements checked for NaN at a time, so that the check needs no array of the tensor's size
 
 
 def read_params(
@@ -52,7 +53,7 @@ def read_params(
     """
     targets, groups = _plan(Path(folder), config, vision_tower, without)
     sources = assign(groups, targets, origin=folder)
-    shardings = flatten_dict(sharding, sep=".") if isinstance(sharding, dict) else dict.fromkeys(targets, sharding)
+    shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(targets, sharding)
     not_finite: list[str] = []
     params = {}
     for target in targets:
@@ -61,8 +62,27 @@ def read_params(
             not_finite.append(target)
     if not_finite:
         names = ", ".join(not_finite)
-        warnings.warn(f"{folder}: {len(not_finite)} weights hold NaN or infinity: {names}", CheckpointWarning, stacklevel=2)
-    return unflatten_dict(params, sep=".")
+        warnings.warn(
+            f"{folder}: {len(not_finite)} weights hold NaN or infinity: {names}", CheckpointWarning, stacklevel=2
+        )
+    return nest(params)
+
+
+def external_tower(folder: str | Path) -> str | None:
+    """The name of the vision tower that an original checkpoint expects to find elsewhere; None if it needs none."""
+    config = read_json(Path(folder) / "config.json")
+    name = config.get("mm_vision_tower")
+    if not is_original(config) or not isinstance(name, str):
+        return None
+    return None if any("vision_tower." in tensor for tensor in open_weights(folder)) else name
+
+
+def describe(folder: str | Path) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
+    """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read."""
+    original = is_original(read_json(Path(folder) / "config.json"))
+    tensors = open_weights(folder)
+    stored = [(t.shape, str(t.dtype)) for name, t in tensors.items() if not is_ignored(name, LLAVA_IGNORED)]
+    return "original" if original else "huggingface", layout_of(tensors), stored, read_config(folder)
 
 
 def _plan(
@@ -74,7 +94,7 @@ def _plan(
     if layers > len(tensors) and vision_tower is None:  # before a tree of that many layers is built
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")
     tree = {part: leaves for part, leaves in abstract_params(config, jnp.float32).items() if part not in without}
-    targets = {name: leaf.shape for name, leaf in flatten_dict(tree, sep=".").items()}
+    targets = {name: leaf.shape for name, leaf in flatten(tree).items()}
     if config.text.tie_word_embeddings:
         tensors = _without_tied_head(folder, tensors)
     groups = [Group(tensors)]
@@ -104,18 +124,13 @@ def _place(source: Source, dtype: np.dtype, sharding: jax.sharding.Sharding | No
     view = source.transform(source.tensor.open())
     finite = True
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         nonlocal finite
         with np.errstate(over="ignore", invalid="ignore"):  # an overflowing cast is reported as infinity
             part = np.array(view[index], dtype=dtype, order="C")  # a copy: the CPU backend may keep what it is given
-        finite = finite and _is_finite(part)
+        finite = finite and is_finite(part)
         return part
 
     sharding = sharding or jnp.zeros(()).sharding  # the default device, as configured
     array = jax.make_array_from_callback(view.shape, sharding, read)
     return array.block_until_ready(), finite
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    flat = array.reshape(-1)
-    return all(np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK))

@@ -3,11 +3,12 @@
 The same model is found under four sets of names, by the version of `transformers` that wrote it, and under those of the
 original code (haotian-liu/LLaVA). X stands for the names inside a part:
 
-    A  hub files, transformers 4.36 to 4.57   language_model.model.X   language_model.lm_head   vision_tower.vision_model.X
-    B  4.52 to 4.57 in memory                 model.language_model.X   lm_head                  model.vision_tower.vision_model.X
-    C  5.x in memory                          model.language_model.X   lm_head                  model.vision_tower.X
-    D  5.x, saved afresh                      language_model.model.X   language_model.lm_head   vision_tower.X
-    original                                  model.X                  lm_head                  model.vision_tower.vision_tower.vision_model.X
+    layout    written by              language model          head                    vision tower
+    A         4.36 to 4.57; the hub   language_model.model.X  language_model.lm_head  vision_tower.vision_model.X
+    B         4.52 to 4.57 in memory  model.language_model.X  lm_head                 model.vision_tower.vision_model.X
+    C         5.x in memory           model.language_model.X  lm_head                 model.vision_tower.X
+    D         5.x, saved afresh       language_model.model.X  language_model.lm_head  vision_tower.X
+    original  haotian-liu/LLaVA       model.X                 lm_head                 model.vision_tower twice, as in B
 """
 
 import re
@@ -143,11 +144,11 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
     """
     sources: dict[str, Source] = {}
     unknown, doubled = [], []
-    for group, name in [(group, name) for group in groups for name in group.tensors]:
-        if any(re.fullmatch(pattern, name) for pattern in group.ignored):
+    for group, name in ((each, name) for each in groups for name in each.tensors):
+        if is_ignored(name, group.ignored):
             continue
         target, transform = _lookup(group.rows, name)
-        if target not in targets:
+        if target is None or target not in targets:
             unknown.append(repr(name))
         elif target in sources:
             doubled.append(f"{sources[target].name!r} and {name!r} (both {target})")
@@ -163,6 +164,10 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
         listed = [f"{len(names)} {what}: {_listing(names)}" for what, names in complaints.items() if names]
         raise CheckpointError(f"{origin} does not hold the model its config describes; tensors {'; '.join(listed)}")
     return sources
+
+
+def is_ignored(name: str, ignored: tuple[str, ...]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in ignored)
 
 
 def _lookup(rows: tuple[Row, ...], name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:

@@ -1,8 +1,8 @@
 """Reads the header of a safetensors file and maps its tensors, trusting nothing in it.
 
 Format (huggingface/safetensors): a little-endian u64 with the length of the header, the header as JSON
-`{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}`, then the data. Offsets count from
-the end of the header; the tensors must tile the data without hole or overlap, so that a truncated file cannot pass.
+`{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}`, then the data. Offsets
+count from the end of the header; the tensors must tile the data without hole or overlap: no truncated file can pass.
 """
 
 import json

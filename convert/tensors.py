@@ -15,6 +15,7 @@ import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
+BLOCK = 1 << 22  # elements looked at together
 MAX_RANK = 8  # no weight has more axes; numpy itself stops at 64
 
 
@@ -32,10 +33,16 @@ class StoredTensor(NamedTuple):
 
 
 def map_bytes(path: Path, offset: int, nbytes: int) -> np.ndarray:
-    """`nbytes` of a file from `offset` on, as a read-only memory map (numpy refuses to map nothing, hence the branch)."""
-    if nbytes == 0:
+    """`nbytes` of a file from `offset` on, as a read-only memory map."""
+    if nbytes == 0:  # which numpy refuses to map
         return np.empty(0, np.uint8)
     return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(nbytes,))
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite; works in blocks, so that no mask of the array's size is made."""
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[start : start + BLOCK]).all() for start in range(0, flat.size, BLOCK))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -1,8 +1,8 @@
 """Reads PyTorch's `.bin` checkpoints (the zip format of torch >= 1.6) without torch, and without running anything.
 
 The archive holds `<root>/data.pkl`, a pickle that describes the tensors, and one stored (uncompressed) member
-`<root>/data/<key>` for each storage. The pickle is read by an unpickler that knows five harmless globals and refuses all
-others; each tensor is a strided view of its mapped storage, checked to lie inside it.
+`<root>/data/<key>` for each storage. The pickle is read by an unpickler that knows a few harmless globals and refuses
+all others; each tensor is a strided view of its mapped storage, checked to lie inside it.
 """
 
 import math
@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,12 +41,12 @@ class _Storage(NamedTuple):
 
 
 class _View(NamedTuple):
-    """A tensor as the pickle describes it; nothing in it is checked yet."""
+    """A tensor as the pickle describes it: anything may stand in these fields until `_tensor` has checked them."""
 
-    storage: object
-    offset: object
-    shape: object
-    strides: object
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 def open_torch_bin(path: str | Path) -> dict[str, StoredTensor]:
@@ -84,7 +84,9 @@ def _unpickle(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, _Vie
         with archive.open(pickles[0]) as file:
             state = _StateDictUnpickler(file).load()
     except _ForbiddenGlobal as error:
-        raise CheckpointError(f"{path} is refused: its pickle asks for {error}, which no plain state dict needs") from None
+        raise CheckpointError(
+            f"{path} is refused: its pickle asks for {error}, which no plain state dict needs"
+        ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"{path}: its data.pkl is damaged ({type(error).__name__})") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, _View) for k, v in state.items()):
@@ -121,7 +123,7 @@ class _StorageType(NamedTuple):
     name: str
 
 
-def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> _View:
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> _View:
     return _View(storage, offset, shape, strides)
 
 
@@ -137,7 +139,9 @@ def _tensor(path: Path, root: str, members: dict, name: str, view: _View) -> Sto
         raise CheckpointError(f"{path}: {name!r} has shape {shape} and strides {strides}")
     start, nbytes = _member(path, f"{root}data/{storage.key}", members)
     if nbytes < storage.numel * storage.dtype.itemsize:
-        raise CheckpointError(f"{path}: the storage of {name!r} needs {storage.numel} elements, its file has {nbytes} bytes")
+        raise CheckpointError(
+            f"{path}: the storage of {name!r} needs {storage.numel} elements, its file has {nbytes} bytes"
+        )
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) > 0 and last >= storage.numel:
         raise CheckpointError(

@@ -1,0 +1,173 @@
+"""Writes parameters as a Hugging Face folder, in layout A of `names`: that of the hub, which every version loads.
+
+One tensor is in host memory at a time: a safetensors header can be written before its data.
+"""
+
+import json
+import math
+import re
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsevlm_jax.atomic import new_folder
+from sparsevlm_jax.checkpoint import check_params, processor_files
+from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
+from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.trees import flatten
+
+from .files import has_weights
+from .names import Row, as_is, transpose
+from .safetensors import DTYPES
+from .tensors import StoredTensor, is_finite
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def matmul_to_conv(kernel: np.ndarray) -> np.ndarray:
+    """Kernel (3*p*p, D) -> Conv (D, 3, p, p); the inverse of `names.conv_to_matmul`."""
+    patch = math.isqrt(kernel.shape[0] // 3)
+    return kernel.T.reshape(-1, 3, patch, patch)
+
+
+# The inverse of `names.LLAVA`, into layout A: first the leaf and its array, then the part.
+_LEAVES = (
+    Row(r"(.*\.patch_embedding)\.kernel", r"\1.weight", matmul_to_conv),
+    Row(r"(.*)\.kernel", r"\1.weight", transpose),
+    Row(r"(.*)\.(?:scale|embedding)", r"\1.weight"),
+    Row(r"(.*\.(?:bias|class_embedding))", r"\1"),
+)
+_PARTS = (
+    ("vision_tower.", "vision_tower.vision_model."),
+    ("language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("multi_modal_projector.", "multi_modal_projector."),
+)
+
+
+def export_hf(
+    params: Mapping[str, Any],
+    config: LlavaConfig,
+    target: str | Path,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    processor_files_from: str | Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a Hugging Face folder, atomically: config, safetensors, and the tokenizer and processor files given.
+
+    Args:
+        params: the parameters `config` describes.
+        dtype: what the weights are saved in; None keeps each as it is.
+        max_shard_bytes: the most that one file of weights may hold; a single larger tensor gets a file of its own.
+        processor_files_from: a folder whose tokenizer and processor files are copied.
+        overwrite: replace `target` if it is a checkpoint folder.
+
+    Raises:
+        CheckpointError: the parameters are not those of the config, or the folder cannot be written.
+
+    Warns:
+        CheckpointWarning: some weights hold NaN or infinity in `dtype`; it names them.
+    """
+    leaves = flatten(params)
+    check_params("the parameters to export", config, leaves)
+    not_finite: list[str] = []
+
+    def fetch(name: str) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflowing cast is reported as infinity
+            array = np.asarray(leaves[name]).astype(dtype or leaves[name].dtype)
+        if not is_finite(array):
+            not_finite.append(name)
+        return array
+
+    tensors = dict(
+        export_tensor(name, leaf.shape, jnp.dtype(dtype or leaf.dtype), partial(fetch, name))
+        for name, leaf in leaves.items()
+    )
+    files = {} if processor_files_from is None else processor_files(processor_files_from, config)
+    with new_folder(target, overwrite=overwrite, replaceable=has_weights) as work:
+        write_shards(work, tensors, max_shard_bytes=max_shard_bytes)
+        saved_in = sorted({str(tensor.dtype) for tensor in tensors.values()})
+        table = config.to_hf() | ({"torch_dtype": saved_in[0]} if len(saved_in) == 1 else {})
+        (work / "config.json").write_text(json.dumps(table, indent=2) + "\n")
+        for name, content in files.items():
+            (work / name).write_bytes(content)
+    if not_finite:
+        message = f"{target}: {len(not_finite)} weights hold NaN or infinity: {', '.join(not_finite)}"
+        warnings.warn(message, CheckpointWarning, stacklevel=2)
+
+
+def write_shards(folder: Path, tensors: Mapping[str, StoredTensor], *, max_shard_bytes: int) -> None:
+    """Writes tensors as `model.safetensors`, or as shards of at most `max_shard_bytes` and their index."""
+    shards = _pack(tensors, max_shard_bytes)
+    if len(shards) == 1:
+        _write_safetensors(folder / "model.safetensors", shards[0])
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        _write_safetensors(folder / file, shard)
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def export_tensor(
+    name: str, shape: tuple[int, ...], dtype: np.dtype, fetch: Callable[[], np.ndarray]
+) -> tuple[str, StoredTensor]:
+    """A parameter's name on disk, and its array as a tensor that is fetched only when it is written."""
+    exported, transform = _export_name(name)
+    stored_shape = transform(np.broadcast_to(np.zeros((), np.int8), shape)).shape
+    return exported, StoredTensor(stored_shape, dtype, Path(), lambda: np.ascontiguousarray(transform(fetch())))
+
+
+def _export_name(name: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+    for row in _LEAVES:
+        match = re.fullmatch(row.pattern, name)
+        if match:
+            renamed, transform = match.expand(row.target), row.transform
+            break
+    else:
+        renamed, transform = name, as_is
+    for part, exported in _PARTS:
+        if renamed.startswith(part):
+            return exported + renamed.removeprefix(part), transform
+    raise CheckpointError(f"the parameter {name!r} has no name in the Hugging Face layout")
+
+
+def _pack(tensors: Mapping[str, StoredTensor], limit: int) -> list[dict[str, StoredTensor]]:
+    """Fills shards in order: a tensor that does not fit any more begins the next one."""
+    shards: list[dict[str, StoredTensor]] = [{}]
+    room = limit
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = limit
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    return shards
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))  # so that each lies aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entry = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = entry
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data begins aligned, as in the reference implementation
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for tensor in tensors.values():
+            file.write(tensor.open().reshape(-1).view(np.uint8).data)

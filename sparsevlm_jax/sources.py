@@ -1,0 +1,219 @@
+"""Where models come from: a local folder of any kind, or a Hugging Face hub id; and what can be done with one.
+
+Three kinds of folder are told apart by what they hold: this library's own (`sparsevlm.json`), Hugging Face's, and the
+original LLaVA's (`mm_*` fields in `config.json`). The readers of the last two live in `sparsevlm_jax.convert`, which is
+imported only where such a folder is met.
+"""
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore, save
+from .errors import CheckpointError
+from .models import LlavaConfig
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+_WEIGHTS = (["model*.safetensors"], ["pytorch_model*.bin"])  # in the order of preference
+_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+class Checkpoint(NamedTuple):
+    """A model in memory, and the folder its tokenizer and processor files lie in."""
+
+    config: LlavaConfig
+    params: dict
+    folder: Path
+
+
+class CheckpointInfo(NamedTuple):
+    """What `sparsevlm info` tells of a folder, found without reading a weight."""
+
+    folder: Path
+    kind: str  # "converted", "huggingface" or "original"
+    layout: str  # how the weights are named: "sparsevlm-jax", or "A" to "D" or "original" as in convert/names.py
+    parameters: int  # in the files; an original checkpoint may lack its vision tower
+    bytes: int
+    dtypes: dict[str, int]  # dtype -> number of parameters of it
+    config: LlavaConfig
+
+
+def resolve_source(name_or_path: str | Path) -> Path:
+    """The local folder of a checkpoint; a hub id (`owner/name`) is fetched, or taken from the cache.
+
+    The cache, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` work as everywhere with huggingface_hub.
+
+    Raises:
+        CheckpointError: there is no such folder, or the hub cannot give it.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file, expected the folder of a checkpoint")
+    if not _HUB_ID.fullmatch(str(name_or_path)):
+        raise CheckpointError(f"there is no folder {name_or_path}, and it is not a hub id of the form owner/name")
+    return _from_hub(str(name_or_path))
+
+
+def load_checkpoint(
+    name_or_path: str | Path,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | dict | None = None,
+    vision_tower: str | Path | None = None,
+) -> Checkpoint:
+    """Loads a model from a folder of any kind, or from the hub.
+
+    Args:
+        dtype: what the parameters become; None keeps each as stored.
+        sharding: one sharding for all, or a tree of them shaped like the parameters; None is the default device.
+        vision_tower: CLIP's own folder or hub id, for an original checkpoint that has no tower inside. None takes the
+            one that the checkpoint's config names.
+
+    Raises:
+        CheckpointError: it is not there, or damaged, or its tensors are not those of its config.
+        ValueError: naming every config value that is not implemented.
+    """
+    folder = resolve_source(name_or_path)
+    if is_converted(folder):
+        config, params = restore(folder, dtype=dtype, sharding=sharding)
+        return Checkpoint(config, params, folder)
+    from .convert import read_config, read_params
+
+    tower = _vision_tower(folder, vision_tower)
+    config = read_config(folder, vision_tower=tower)
+    params = read_params(folder, config, vision_tower=tower, dtype=dtype, sharding=sharding)
+    return Checkpoint(config, params, folder)
+
+
+def convert_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    vision_tower: str | Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Converts a checkpoint of any kind into this library's own form, tokenizer and processor files included.
+
+    The weights pass through host memory, whatever accelerator there is. Other arguments as in `load_checkpoint`.
+
+    Raises:
+        CheckpointError, ValueError: as `load_checkpoint` and `checkpoint.save`.
+    """
+    folder = _apart(resolve_source(source), target)
+    loaded = load_checkpoint(folder, dtype=dtype, sharding=_host(), vision_tower=vision_tower)
+    save(target, loaded.params, loaded.config, processor_files_from=folder, overwrite=overwrite)
+
+
+def export_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    vision_tower: str | Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Converts a checkpoint of any kind into a Hugging Face folder that every `transformers` since 4.36 loads.
+
+    Arguments and errors as `convert_checkpoint`, and `convert.export_hf` for the shards.
+    """
+    from .convert import export_hf
+
+    folder = _apart(resolve_source(source), target)
+    loaded = load_checkpoint(folder, dtype=dtype, sharding=_host(), vision_tower=vision_tower)
+    export_hf(
+        loaded.params,
+        loaded.config,
+        target,
+        max_shard_bytes=max_shard_bytes,
+        processor_files_from=folder,
+        overwrite=overwrite,
+    )
+
+
+def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
+    """What a checkpoint of any kind holds, without reading its weights.
+
+    Raises:
+        CheckpointError, ValueError: as `load_checkpoint`, as far as that shows without reading.
+    """
+    folder = resolve_source(name_or_path)
+    if is_converted(folder):
+        stored = read_marker(folder).tensors.values()
+        return _info(folder, "converted", FORMAT, list(stored), read_own_config(folder))
+    from .convert import describe
+
+    kind, layout, tensors, config = describe(folder)
+    return _info(folder, kind, layout, tensors, config)
+
+
+def _info(
+    folder: Path, kind: str, layout: str, tensors: list[tuple[tuple[int, ...], str]], config: LlavaConfig
+) -> CheckpointInfo:
+    dtypes: Counter[str] = Counter()
+    for shape, dtype in tensors:
+        dtypes[dtype] += math.prod(shape)
+    nbytes = sum(_ITEMSIZE.get(dtype, 8) * count for dtype, count in dtypes.items())
+    return CheckpointInfo(folder, kind, layout, dtypes.total(), nbytes, dict(dtypes.most_common()), config)
+
+
+def _vision_tower(folder: Path, given: str | Path | None) -> Path | None:
+    """The folder of the tower, where the checkpoint itself has none."""
+    from .convert import external_tower
+
+    if given is not None:
+        return resolve_source(given)
+    named = external_tower(folder)
+    if named is None:
+        return None
+    try:
+        return resolve_source(named)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder} has no vision tower inside, give its folder as vision_tower: {error}"
+        ) from None
+
+
+def _apart(source: Path, target: str | Path) -> Path:
+    """`source`, once it is sure that writing `target` cannot hurt it."""
+    inner, outer = source.resolve(), Path(target).expanduser().resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise CheckpointError(f"the target {target} and the source {source} lie in one another: choose another target")
+    return source
+
+
+def _host() -> jax.sharding.Sharding | None:
+    """Host memory, so that a checkpoint larger than the accelerator can be converted."""
+    try:
+        return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told to leave the CPU out
+        return None
+
+
+def _from_hub(name: str) -> Path:
+    """The snapshot of a hub repository, without the files that are not needed."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    from .convert import has_weights
+
+    try:
+        for weights in _WEIGHTS:
+            folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES + weights))
+            if has_weights(folder):
+                return folder
+    except Exception as error:  # network, permissions, names: the hub's client raises many kinds
+        offline = " (HF_HUB_OFFLINE is set, and the cache lacks it)" if HF_HUB_OFFLINE else ""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"there is no folder {name}, and the Hugging Face hub cannot give it{offline}: {reason}"
+        ) from error
+    raise CheckpointError(f"the hub repository {name} holds no {' or '.join(p for w in _WEIGHTS for p in w)}")
