@@ -1,0 +1,239 @@
+"""The command `sparsevlm`: answer questions about images, convert checkpoints, and say what one holds.
+
+Each subcommand is one parser function and one function that runs it; both are named in `COMMANDS`. What is heavy (JAX,
+the model) is imported when a command runs, so `--help` answers at once. Whatever a user can get wrong ends in one line
+on stderr and exit code 2; SPARSEVLM_TRACEBACK=1 shows where it came from.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from .sources import CheckpointInfo
+    from .sparsify import SparsityConfig
+
+DESCRIPTION = """\
+Vision-language models in JAX that drop most image tokens on the way (SparseVLM, arXiv 2410.04417).
+
+  sparsevlm generate --model DIR --image street.png --prompt "What is written on the blue sign?"
+  sparsevlm info DIR
+  sparsevlm convert DIR OUT
+
+`sparsevlm COMMAND --help` has more examples."""
+
+GENERATE = """\
+examples:
+  one answer, with a third of the image tokens (192 of LLaVA-1.5's 576, the default)
+    sparsevlm generate --model llava-hf/llava-1.5-7b-hf --image street.png --prompt "What is on the blue sign?"
+  fewer tokens, as a number or a share; or all of them
+    sparsevlm generate --model DIR --image street.png --prompt "..." --tokens 64
+    sparsevlm generate --model DIR --image street.png --prompt "..." --tokens 1/9
+    sparsevlm generate --model DIR --image street.png --prompt "..." --method dense
+  two images, each where its <image> stands; without marks, images go first
+    sparsevlm generate --model DIR --image a.png b.png --prompt "Is <image> the same place as <image>?"
+  sampled, printed as it comes
+    sparsevlm generate --model DIR --image a.png --prompt "..." --temperature 0.7 --top-p 0.9 --seed 1 --stream
+  for a program: one JSON object with the text, and what it cost
+    sparsevlm generate --model DIR --image a.png --prompt "..." --json"""
+
+CONVERT = """\
+examples:
+  sparsevlm convert llava-hf/llava-1.5-7b-hf llava-7b/          a hub id
+  sparsevlm convert ~/checkpoints/llava-1.5-7b-hf llava-7b/     a local folder, safetensors or .bin, sharded or not
+  sparsevlm convert liuhaotian/llava-v1.5-7b out/ --vision-tower openai/clip-vit-large-patch14-336
+
+The converted folder loads faster, holds tokenizer and processor files too, and either is there whole or not at all."""
+
+INFO = """\
+examples:
+  sparsevlm info llava-7b/
+  sparsevlm info llava-7b/ --json"""
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    warnings.showwarning = _show_warning
+    try:
+        _compilation_cache()
+        args.run(args)
+        sys.stdout.flush()
+    except (ValueError, OSError) as error:
+        if os.environ.get("SPARSEVLM_TRACEBACK") == "1":
+            raise
+        if isinstance(error, BrokenPipeError):  # whoever read our output has gone; nothing is left to say
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            return 141
+        print(f"sparsevlm: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparsevlm", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add, run in COMMANDS:
+        add(commands).set_defaults(run=run)
+    return parser
+
+
+def _command(commands: Commands, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_generate(commands: Commands) -> argparse.ArgumentParser:
+    parser = _command(commands, "generate", "answer a question about images", GENERATE)
+    parser.add_argument("--model", metavar="DIR", required=True, help="a checkpoint folder of any kind, or a hub id")
+    parser.add_argument("--image", metavar="FILE", nargs="+", action="extend", default=[], help="images of the prompt")
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="the question")
+    pruning = parser.add_argument_group("pruning")
+    pruning.add_argument("--method", choices=METHODS, default="sparsevlm", help="default: %(default)s")
+    pruning.add_argument(
+        "--tokens",
+        metavar="N",
+        default="1/3",
+        help="image tokens to keep: 192, 1/3, 0.25 or 25%% (default: %(default)s)",
+    )
+    sampling = parser.add_argument_group("answer")
+    sampling.add_argument("--max-new-tokens", metavar="N", type=int, default=64, help="default: %(default)s")
+    sampling.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 takes the likeliest (default)")
+    sampling.add_argument("--top-p", metavar="P", type=float, default=1.0, help="smallest set of that probability")
+    sampling.add_argument("--top-k", metavar="K", type=int, default=0, help="only the K likeliest; 0 is all of them")
+    sampling.add_argument("--seed", metavar="S", type=int, default=0, help="of the sampling (default: %(default)s)")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--stream", action="store_true", help="print the answer as it comes")
+    output.add_argument("--json", action="store_true", help="print one JSON object: text and report")
+    return parser
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from . import vlm as sv
+
+    sparsity = METHODS[args.method](args.tokens)
+    model = sv.load(args.model)
+    options: dict[str, Any] = dict(
+        images=args.image,
+        prompt=args.prompt,
+        sparsity=sparsity,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+    )
+    if args.stream:
+        for piece in sv.stream(model, **options):
+            print(piece, end="", flush=True)
+        print()
+        return
+    out = sv.generate(model, **options)
+    print(json.dumps({"text": out.text, "report": out.report.to_dict()}) if args.json else out.text)
+
+
+def _add_convert(commands: Commands) -> argparse.ArgumentParser:
+    parser = _command(commands, "convert", "convert a PyTorch checkpoint into this library's own form", CONVERT)
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face or original LLaVA folder, or a hub id")
+    parser.add_argument("target", metavar="DST", help="the folder to write; it must not exist")
+    parser.add_argument("--vision-tower", metavar="DIR", help="CLIP's folder or hub id, where SRC has no tower inside")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it is a converted checkpoint")
+    return parser
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .sources import convert_checkpoint
+
+    convert_checkpoint(
+        args.source, args.target, dtype=args.dtype, vision_tower=args.vision_tower, overwrite=args.overwrite
+    )
+    print(f"converted: {args.target}")
+
+
+def _add_info(commands: Commands) -> argparse.ArgumentParser:
+    parser = _command(commands, "info", "say what a checkpoint holds, without reading its weights", INFO)
+    parser.add_argument("model", metavar="DIR", help="a checkpoint folder of any kind, or a hub id")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _info(args: argparse.Namespace) -> None:
+    from .sources import inspect_checkpoint
+
+    info = inspect_checkpoint(args.model)
+    if args.json:
+        print(json.dumps({**info._asdict(), "folder": str(info.folder), "config": dataclasses.asdict(info.config)}))
+        return
+    for line in _describe(info):
+        print(line)
+
+
+def _describe(info: "CheckpointInfo") -> Iterator[str]:
+    config, vision, text = info.config, info.config.vision, info.config.text
+    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in info.dtypes.items())
+    yield f"{info.folder}: {info.kind} checkpoint, names of layout {info.layout}"
+    yield f"parameters      {info.parameters:,} ({dtypes}; {info.bytes / 1e9:.3g} GB)"
+    yield (
+        f"vision tower    {vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} pixels "
+        f"in patches of {vision.patch_size}: {config.tokens_per_image} tokens an image"
+    )
+    yield (
+        f"language model  {text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
+        f"({text.num_key_value_heads} of keys), {text.vocab_size:,} words, {text.max_position_embeddings:,} positions"
+    )
+
+
+def _dense(tokens: str) -> None:
+    return None
+
+
+def _sparsevlm(tokens: str) -> "SparsityConfig":
+    from .sparsify import SparsityConfig
+
+    return SparsityConfig.sparsevlm(tokens=tokens)
+
+
+METHODS: dict[str, Callable[[str], "SparsityConfig | None"]] = {"sparsevlm": _sparsevlm, "dense": _dense}
+COMMANDS = ((_add_generate, _generate), (_add_convert, _convert), (_add_info, _info))
+
+
+def _compilation_cache() -> None:
+    """Keep compiled programs between runs; JAX_COMPILATION_CACHE_DIR says where, and empty means nowhere."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "sparsevlm-jax"))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    print(f"sparsevlm: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

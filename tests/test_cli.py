@@ -1,0 +1,114 @@
+"""The command line: what it prints, and that whatever a user gets wrong ends in one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from sparsevlm_jax import cli
+from tests.tiny import save_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("cli") / "tiny-llava")
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+
+def run(capsys, *argv: object) -> tuple[int, str, str]:
+    code = cli.main([str(arg) for arg in argv])
+    return code, *capsys.readouterr()
+
+
+def assert_one_line_error(result: tuple[int, str, str], *words: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert err.startswith("sparsevlm: error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize("command", ["", "generate", "convert", "info"])
+def test_help_shows_examples_and_loads_nothing_heavy(command):
+    script = (
+        f"import sys; from sparsevlm_jax import cli; sys.modules['jax'] = None; cli.main({[*command.split(), '-h']})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"sparsevlm {command or 'generate'} " in done.stdout.partition("examples:" if command else "arXiv")[2]
+
+
+def test_every_command_of_the_help_is_one_of_the_table():
+    summary = cli._parser().format_help()
+    for name in ("generate", "convert", "info"):
+        assert f"    {name} " in summary
+    assert len(cli.COMMANDS) == summary.partition("COMMAND\n")[2].count("\n")
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["generate"], ["info"], ["generate", "--model", "x", "--prompt", "?", "--top-k", "a"]]
+)
+def test_a_command_line_that_does_not_parse_exits_with_usage(argv, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(argv)
+    assert exit_.value.code == 2 and capsys.readouterr().err.startswith("usage: sparsevlm")
+
+
+def test_info_tells_the_model_and_its_layout(checkpoint, capsys):
+    code, out, err = run(capsys, "info", checkpoint)
+    assert (code, err) == (0, "")
+    assert f"{checkpoint}: huggingface checkpoint, names of layout A" in out
+    assert "56 pixels in patches of 14: 16 tokens an image" in out
+
+
+def test_info_json_is_one_object(checkpoint, capsys):
+    code, out, err = run(capsys, "info", checkpoint, "--json")
+    info = json.loads(out)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert info["config"]["vision"]["image_size"] == 56 and info["dtypes"] == {"float32": info["parameters"]}
+
+
+def test_convert_writes_a_folder_that_info_knows_and_does_not_write_it_twice(checkpoint, tmp_path, capsys):
+    target = tmp_path / "converted"
+    assert run(capsys, "convert", checkpoint, target)[:2] == (0, f"converted: {target}\n")
+    assert "converted checkpoint" in run(capsys, "info", target)[1]
+    assert_one_line_error(run(capsys, "convert", checkpoint, target), str(target), "exists")
+    assert run(capsys, "convert", checkpoint, target, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["info", "convert"])
+def test_a_checkpoint_that_is_not_there_is_one_line(command, tmp_path, capsys):
+    target = [tmp_path / "out"] if command == "convert" else []
+    assert_one_line_error(run(capsys, command, tmp_path / "absent", *target), str(tmp_path / "absent"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_can_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSEVLM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="absent"):
+        cli.main(["info", str(tmp_path / "absent")])
+
+
+def test_compiled_programs_are_kept_where_the_user_keeps_caches(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    name = "jax_compilation_cache_dir"
+    before = getattr(jax.config, name)
+    try:
+        run(capsys, "info", checkpoint)
+        assert getattr(jax.config, name) == str(tmp_path / "sparsevlm-jax")
+    finally:
+        jax.config.update(name, before)
+
+
+def test_a_reader_that_goes_away_is_no_error(checkpoint):
+    command = f"{sys.executable} -m sparsevlm_jax.cli info {checkpoint} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
