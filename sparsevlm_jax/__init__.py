@@ -1,1 +1,53 @@
-"""Vision-language models in JAX with visual-token sparsification."""
+"""Vision-language models in JAX with visual-token sparsification (SparseVLM, arXiv 2410.04417).
+
+import sparsevlm_jax as sv
+vlm = sv.load("llava-hf/llava-1.5-7b-hf")
+out = sv.generate(vlm, "What is written on the blue sign?", "street.png")
+out.text, out.report
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accounting import Report
+    from .errors import CheckpointError, CheckpointWarning
+    from .sparsify import SparsityConfig
+    from .vlm import VLM, Output, generate, load, stream
+
+__version__ = "0.1.0"
+
+# Resolved on first use, so that `import sparsevlm_jax` (and `sparsevlm --help`) does not wait for JAX.
+_HOME = {
+    "CheckpointError": "errors",
+    "CheckpointWarning": "errors",
+    "Output": "vlm",
+    "Report": "accounting",
+    "SparsityConfig": "sparsify",
+    "VLM": "vlm",
+    "generate": "vlm",
+    "load": "vlm",
+    "stream": "vlm",
+}
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointWarning",
+    "Output",
+    "Report",
+    "SparsityConfig",
+    "VLM",
+    "generate",
+    "load",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -79,38 +79,33 @@ def generate(
     config: LlavaConfig,
     implementation: Implementation,
     buffer: int,
-) -> Generated:
-    """Tokens from prefill's logits on, until every row has ended or `max_new_tokens` are there.
+) -> tuple[Generated, DecodeState]:
+    """Tokens from prefill's logits on, until every row has ended or `max_new_tokens` are there, and the state behind
+    the last but one (returned so that a donated cache is updated in place).
 
     Args:
-        max_new_tokens: traced, so that another limit does not compile again; at most `buffer`.
+        max_new_tokens: traced, so that another limit does not compile again; 1 to `buffer`.
         sampling: None is greedy.
-        buffer: static width of the result, N, and at most the caches' free slots.
+        buffer: static width of the result, N, and at most the caches' free slots plus one.
     """
 
     def unfinished(carry):
         step, _, _, _, done = carry
         return (step < max_new_tokens) & ~done.all()
 
-    def body(carry):
+    def advance(carry):
         step, state, token, tokens, done = carry
+        logits, state = decode_step(params, state, token, config=config, implementation=implementation)
+        token = jnp.where(done, config.pad_token_id, choose(logits, sampling, step))
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
-        done = done | is_end(token, config)
-
-        def advance(state):
-            logits, state = decode_step(params, state, token, config=config, implementation=implementation)
-            return choose(logits, sampling, step + 1), state
-
-        # The last token needs no logits behind it.
-        more = (step + 1 < max_new_tokens) & ~done.all()
-        following, state = jax.lax.cond(more, advance, lambda state: (token, state), state)
-        return step + 1, state, jnp.where(done, config.pad_token_id, following), tokens, done
+        return step + 1, state, token, tokens, done | is_end(token, config)
 
     rows = logits.shape[0]
-    tokens = jnp.full((rows, buffer), config.pad_token_id, jnp.int32)
-    carry = (jnp.int32(0), state, choose(logits, sampling, 0), tokens, jnp.zeros(rows, bool))
-    step, _, _, tokens, _ = jax.lax.while_loop(unfinished, body, carry)
-    return Generated(tokens, count_tokens(tokens, step, config))
+    first = choose(logits, sampling, 0)
+    tokens = jnp.full((rows, buffer), config.pad_token_id, jnp.int32).at[:, 0].set(first)
+    carry = (jnp.int32(1), state, first, tokens, is_end(first, config))
+    step, state, _, tokens, _ = jax.lax.while_loop(unfinished, advance, carry)
+    return Generated(tokens, count_tokens(tokens, step, config)), state
 
 
 def count_tokens(tokens: Int[Array, "B N"], steps: Int[Array, ""], config: LlavaConfig) -> Int[Array, " B"]:

@@ -22,13 +22,15 @@ from .stream import TokenStream, compact, slots_of
 class Decision(NamedTuple):
     """What a stage found. Visual tokens are numbered 0, 1, ... as they stand in the stream that enters.
 
-    `visual_slot` says where each sits, `wanted` how many should stay before `plan.kept` bounds it.
+    `visual_slot` says where each sits, `heads` which heads scored (None: all), `wanted` how many tokens should stay
+    before `plan.kept` bounds it.
     """
 
     visual_slot: Int[Array, "B V"]
     visual_count: Int[Array, " B"]
     rater_slot: Int[Array, "B R"]
     rater_count: Int[Array, " B"]
+    heads: Bool[Array, "B N"] | None
     attention_map: Float[Array, "B R V"]
     scores: Float[Array, "B V"]
     wanted: Int[Array, " B"]
@@ -75,7 +77,8 @@ def decide(
         )
         onto = scores.correct_gravity(onto, weights, floor=config.score.gravity_floor)
     count = config.score.head_count(onto.shape[1])
-    attention_map = scores.mean_over_heads(onto, None if count is None else scores.priority_heads(onto, count))
+    heads = None if count is None else scores.priority_heads(onto, count)
+    attention_map = scores.mean_over_heads(onto, heads)
     score = scores.score(attention_map, is_rater)
 
     if plan.table is not None:
@@ -83,7 +86,9 @@ def decide(
     else:
         wanted = config.budget.count(CountInputs(visual_total, visual_count, rater_count, attention_map))
     selection = select(score, is_visual, jnp.minimum(wanted, plan.kept))
-    return Decision(visual_slot, visual_count, rater_slot, rater_count, attention_map, score, wanted, selection)
+    return Decision(
+        visual_slot, visual_count, rater_slot, rater_count, heads, attention_map, score, wanted, selection
+    )
 
 
 def apply(

@@ -1,0 +1,71 @@
+"""From rows of different lengths to a batch of few static shapes.
+
+Programs are compiled for shapes, so shapes come from short ladders: a second prompt of about the same length runs the
+program of the first. Rows are left-aligned; what is behind a row's length is padding that nobody looks at.
+
+B batch · L tokens · I images · V visual tokens of one image
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int32
+
+from .models.llava import LlavaConfig
+from .processing import ProcessedInputs
+from .sparsify import Bucket
+
+TEXT_STEP = 32
+NEW_TOKENS_STEP = 64
+
+
+class Batch(NamedTuple):
+    """Host arrays of one batch, padded to `bucket`; images to a power of two, the spare ones zero."""
+
+    input_ids: Int32[np.ndarray, "B L"]
+    length: Int32[np.ndarray, " B"]
+    pixel_values: Float[np.ndarray, "I 3 height width"]
+    bucket: Bucket
+
+
+def assemble(inputs: ProcessedInputs, config: LlavaConfig, *, new_tokens: int) -> Batch:
+    """Pads processed rows to a bucket.
+
+    Raises:
+        ValueError: the image tokens of a row are not those of its images, or a row with its `new_tokens` is longer than
+            the model's positions.
+    """
+    visual = [int((ids == config.image_token_id).sum()) for ids in inputs.input_ids]
+    for row, (tokens, images) in enumerate(zip(visual, inputs.images_per_row, strict=True)):
+        if tokens != images * config.tokens_per_image:
+            raise ValueError(
+                f"row {row}: expected {images * config.tokens_per_image} image tokens for {images} images of "
+                f"{config.tokens_per_image}, got {tokens}"
+            )
+    lengths = np.array([len(ids) for ids in inputs.input_ids], np.int32)
+    positions = config.text.max_position_embeddings
+    if lengths.max() + new_tokens > positions:
+        raise ValueError(
+            f"the prompt has {lengths.max()} tokens and {new_tokens} more may follow, but the model has only "
+            f"{positions} positions"
+        )
+    text = max(len(ids) - tokens for ids, tokens in zip(inputs.input_ids, visual, strict=True))
+    bucket = Bucket(text=text_bucket(text), visual=max(visual), visual_step=config.tokens_per_image)
+    input_ids = np.full((len(lengths), bucket.capacity), config.pad_token_id, np.int32)
+    for row, ids in zip(input_ids, inputs.input_ids, strict=True):
+        row[: len(ids)] = ids
+    images = len(inputs.pixel_values)
+    spare = (1 << (images - 1).bit_length()) - images if images else 0
+    pixels = np.pad(inputs.pixel_values, ((0, spare), (0, 0), (0, 0), (0, 0)))
+    return Batch(input_ids, lengths, pixels, bucket)
+
+
+def text_bucket(tokens: int) -> int:
+    """The next multiple of 32; of an eighth of the power of two below, for longer texts (at most 12 % padding)."""
+    step = max(TEXT_STEP, 1 << max(tokens - 1, 1).bit_length() >> 4)
+    return -(-tokens // step) * step
+
+
+def new_tokens_bucket(tokens: int) -> int:
+    """Width of the answer's buffer: the next multiple of 64."""
+    return -(-tokens // NEW_TOKENS_STEP) * NEW_TOKENS_STEP

@@ -1,0 +1,323 @@
+"""The host side: load a model, ask it, and say what the answer cost.
+
+    vlm = load("llava-hf/llava-1.5-7b-hf")
+    out = generate(vlm, image="street.png", prompt="What is written on the blue sign?",
+                   sparsity=SparsityConfig.sparsevlm(tokens=192))
+    out.text, out.report
+
+Everything underneath is pure and jitted; here are the checks, the padding, the clocks.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import accounting, decode
+from .accounting import Report, Timing
+from .batching import Batch, assemble, new_tokens_bucket
+from .decode import Sampling
+from .models.attention import Implementation, choose_implementation
+from .models.llava import LlavaConfig, encode_images
+from .prefill import PrefillInputs, PrefillResult, prefill
+from .processing import ImageSource, ProcessedInputs, Processor, Prompt
+from .programs import Program
+from .sources import load_checkpoint
+from .sparsify import SparsityConfig, StagePlan
+
+THIRD = SparsityConfig.sparsevlm(tokens="1/3")
+
+_encode = Program(encode_images, static=("config", "implementation"))
+_prefill = Program(prefill, static=("config", "sparsity", "bucket", "implementation", "new_tokens", "trace"))
+_decode = Program(decode.generate, static=("config", "implementation", "buffer"), donate=(2,))
+_step = jax.jit(decode.decode_step, static_argnames=("config", "implementation"), donate_argnums=(1,))
+
+Images = ImageSource | Sequence[ImageSource] | None
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A loaded model: parameters on their device, and what turns text and images into its inputs.
+
+    Attributes:
+        implementation: of attention, "cudnn" or "xla".
+    """
+
+    config: LlavaConfig
+    params: dict
+    processor: Processor
+    implementation: Implementation
+    name: str
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.params["language_model"]["embed_tokens"]["embedding"].dtype
+
+
+class Output(NamedTuple):
+    """An answer: its text, its token ids (end-of-sequence included), and what it cost."""
+
+    text: str
+    tokens: np.ndarray
+    report: Report
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    vision_tower: str | Path | None = None,
+    pad_to_square: bool | None = None,
+    attention: Implementation | None = None,
+) -> VLM:
+    """Loads a model to the default device.
+
+    Args:
+        source: a Hugging Face hub id, a local folder in Hugging Face's or the original LLaVA's form, or a folder that
+            `sparsevlm convert` made.
+        dtype: of the weights and matmuls; None is bfloat16 on GPU and float32 on CPU, where XLA's bfloat16 is slower
+            than its float32.
+        vision_tower: CLIP's folder, for original LLaVA checkpoints that carry no tower.
+        pad_to_square: pad pictures (original LLaVA) instead of cropping them (llava-hf); None does as the checkpoint.
+        attention: "cudnn" or "xla"; None takes cuDNN where it can run.
+
+    Raises:
+        ValueError: the checkpoint is missing, damaged or not implemented; the message names what and where.
+    """
+    platform = jax.default_backend()
+    dtype = jnp.dtype(dtype or (jnp.float32 if platform == "cpu" else jnp.bfloat16))
+    checkpoint = load_checkpoint(source, dtype=dtype, vision_tower=vision_tower)
+    processor = Processor.from_folder(checkpoint.folder, checkpoint.config, pad_to_square=pad_to_square)
+    chosen = attention or choose_implementation(dtype, head_dim=checkpoint.config.text.head_dim, platform=platform)
+    return VLM(checkpoint.config, checkpoint.params, processor, chosen, str(source))
+
+
+def generate(
+    vlm: VLM,
+    prompt: Prompt | Sequence[Prompt],
+    image: Images | Sequence[Images] = None,
+    *,
+    sparsity: SparsityConfig | None = THIRD,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | Sequence[int] = 0,
+) -> Any:
+    """Answers one prompt (an `Output`) or a batch of them (a list of `Output`), each as if it were alone.
+
+    Args:
+        prompt: a question, or chat messages in the Hugging Face form ([{"role": ..., "content": ...}]); or a list of
+            either.
+        image: for one prompt an image (path, bytes, PIL, array), several, or None; for a list of prompts a list with
+            one such entry per prompt. Images go where the prompt has `<image>`, else in front.
+        sparsity: the pruning method; None runs dense.
+        max_new_tokens: at most that many tokens; the answer ends earlier at an end-of-sequence token.
+        temperature: 0 takes the most likely token; otherwise tokens are drawn, from the `top_k` most likely (0: all),
+            of those from the fewest that reach probability `top_p`.
+        seed: of the draws; one for all rows or one per row. A row's draws do not depend on the other rows.
+
+    Raises:
+        ValueError: a prompt without words, marks that do not match the images, a budget the model cannot meet, a
+            prompt longer than the model's positions, options out of range.
+        OSError: an image file that cannot be read.
+    """
+    run = _Run(vlm, prompt, image, sparsity, max_new_tokens)
+    sampling = _sampling(run.rows, temperature, top_k, top_p, seed)
+    prefilled = run.prefill()
+    buffer = new_tokens_bucket(max_new_tokens)
+    (generated, _), decode_ms, compile_ms = _decode(
+        vlm.params,
+        prefilled.logits,
+        prefilled.state,
+        jnp.int32(max_new_tokens),
+        sampling,
+        config=vlm.config,
+        implementation=vlm.implementation,
+        buffer=buffer,
+    )
+    tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)
+    steps = int(counts.max()) - 1
+    timing = run.timing(decode_ms / steps if steps else None, compile_ms)
+    outputs = [
+        Output(
+            vlm.processor.decode(tokens[row, : counts[row]]),
+            tokens[row, : counts[row]],
+            run.report(row, prefilled, timing),
+        )
+        for row in range(run.rows)
+    ]
+    return outputs if run.is_batch else outputs[0]
+
+
+def stream(
+    vlm: VLM,
+    prompt: Prompt,
+    image: Images = None,
+    *,
+    sparsity: SparsityConfig | None = THIRD,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The answer to one prompt, piece by piece as its tokens come; together the text that `generate` returns.
+
+    Arguments and errors as in `generate`; errors are raised at the first piece.
+    """
+    run = _Run(vlm, [prompt], [image], sparsity, max_new_tokens)
+    sampling = _sampling(1, temperature, top_k, top_p, seed)
+    prefilled = run.prefill()
+    logits, state = prefilled.logits, prefilled.state
+    tokens: list[int] = []
+    shown = ""
+    for step in range(max_new_tokens):
+        token = decode.choose(logits, sampling, step)
+        tokens.append(int(token[0]))
+        text = vlm.processor.decode(tokens)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a multi-byte character: wait for the rest
+            yield text[len(shown) :]
+            shown = text
+        if tokens[-1] in vlm.config.eos_token_ids or step + 1 == max_new_tokens:
+            break
+        logits, state = _step(vlm.params, state, token, config=vlm.config, implementation=vlm.implementation)
+    yield vlm.processor.decode(tokens)[len(shown) :]
+
+
+class _Run:
+    """One call: inputs checked and padded, then prefilled; keeps the clocks."""
+
+    def __init__(self, vlm: VLM, prompt: Any, image: Any, sparsity: SparsityConfig | None, max_new_tokens: int):
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number >= 1, got {max_new_tokens!r}")
+        self.vlm, self.sparsity, self.new_tokens = vlm, sparsity, max_new_tokens
+        prompts, images, self.is_batch = rows_of(prompt, image)
+        self.inputs: ProcessedInputs = vlm.processor(prompts, images)
+        self.batch: Batch = assemble(self.inputs, vlm.config, new_tokens=max_new_tokens)
+        depth = vlm.config.text.num_hidden_layers
+        self.plans: tuple[StagePlan, ...] = sparsity.plan(depth, self.batch.bucket) if sparsity else ()
+        self.encode_ms: float | None = None
+        self.prefill_ms = self.compile_ms = 0.0
+
+    @property
+    def rows(self) -> int:
+        return len(self.batch.length)
+
+    def prefill(self) -> PrefillResult:
+        vlm, batch = self.vlm, self.batch
+        features = jnp.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
+        if len(batch.pixel_values):
+            features, self.encode_ms, compile_ms = _encode(
+                vlm.params, batch.pixel_values, config=vlm.config, implementation=vlm.implementation
+            )
+            self.compile_ms += compile_ms
+        result, self.prefill_ms, compile_ms = _prefill(
+            vlm.params,
+            PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features),
+            config=vlm.config,
+            sparsity=self.sparsity,
+            bucket=batch.bucket,
+            implementation=vlm.implementation,
+            new_tokens=new_tokens_bucket(self.new_tokens),
+            trace=False,
+        )
+        self.compile_ms += compile_ms
+        if any(overflow for row in range(self.rows) for overflow in self._overflow(row, result)):
+            warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)
+        return result
+
+    def timing(self, decode_ms: float | None, compile_ms: float) -> Timing:
+        return Timing(self.encode_ms, self.prefill_ms, decode_ms, self.compile_ms + compile_ms)
+
+    def _overflow(self, row: int, result: PrefillResult) -> list[int]:
+        wanted = np.asarray(result.wanted)[:, row]
+        return [max(0, int(want) - plan.kept) for want, plan in zip(wanted, self.plans, strict=True)]
+
+    def report(self, row: int, result: PrefillResult, timing: Timing) -> Report:
+        config, images = self.vlm.config, self.inputs.images_per_row[row]
+        text = int(self.batch.length[row]) - images * config.tokens_per_image
+        leaving = [int(count) for count in np.asarray(result.visual_count)[:, row]]
+        wanted = [int(count) for count in np.asarray(result.wanted)[:, row]]
+        return accounting.report(
+            method="dense" if self.sparsity is None else "sparsevlm",
+            config=config,
+            images=images,
+            text_tokens=text,
+            layers=[plan.layer for plan in self.plans],
+            leaving=leaving,
+            overflow=self._overflow(row, result),
+            stages=self._stage_costs(text, images * config.tokens_per_image, wanted, leaving),
+            itemsize=self.vlm.dtype.itemsize,
+            timing=timing,
+        )
+
+    def _stage_costs(self, text: int, entering: int, wanted: list[int], leaving: list[int]):
+        costs = []
+        for plan, want, left in zip(self.plans, wanted, leaving, strict=True):
+            kept = min(want, plan.kept, entering)
+            recycle = self.sparsity.recycle if self.sparsity else None
+            candidates = recycle.candidate_count(entering - kept) if recycle else 0
+            costs.append(
+                accounting.stage_cost(
+                    plan.layer,
+                    text=text,
+                    entering=entering,
+                    candidates=int(candidates),
+                    clusters=left - kept,
+                    dim=self.vlm.config.text.hidden_size,
+                    adaptive=plan.table is None,
+                    first=not costs,
+                )
+            )
+            entering = left
+        return costs
+
+
+def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSource]], bool]:
+    """Rows and their images, and whether the caller gave a batch.
+
+    One prompt is a string, or a list of messages (dicts); a list of those is a batch.
+
+    Raises:
+        ValueError: a batch whose images are not one entry per prompt.
+    """
+    is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
+    if is_single:
+        return [prompt], [_as_list(image)], False
+    if len(prompt) == 0:
+        raise ValueError("expected at least one prompt, got none")
+    if image is None:
+        image = [None] * len(prompt)
+    if not isinstance(image, (list, tuple)) or len(image) != len(prompt):
+        given = f"{len(image)} entries" if isinstance(image, (list, tuple)) else f"one {type(image).__name__}"
+        raise ValueError(f"expected one entry of images for each of {len(prompt)} prompts, got {given}")
+    return list(prompt), [_as_list(entry) for entry in image], True
+
+
+def _as_list(image: Any) -> list[ImageSource]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, (list, tuple)) else [image]
+
+
+def _sampling(rows: int, temperature: float, top_k: int, top_p: float, seed: int | Sequence[int]) -> Sampling | None:
+    """Raises ValueError naming the option that is out of range."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 or more, got {temperature}")
+    if top_k < 0:
+        raise ValueError(f"top_k must be 0 (all) or more, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ValueError(f"expected one seed or one for each of {rows} rows, got {len(seeds)}")
+    if temperature == 0:
+        return None
+    keys = jnp.stack([jax.random.key(s) for s in seeds])
+    return Sampling(keys, jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
