@@ -131,7 +131,7 @@ def _generate(args: argparse.Namespace) -> None:
     sparsity = METHODS[args.method](args.tokens)
     model = sv.load(args.model)
     options: dict[str, Any] = dict(
-        images=args.image,
+        image=args.image,
         prompt=args.prompt,
         sparsity=sparsity,
         max_new_tokens=args.max_new_tokens,
