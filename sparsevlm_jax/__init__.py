@@ -31,12 +31,12 @@ _HOME = {
 }
 
 __all__ = [
+    "VLM",
     "CheckpointError",
     "CheckpointWarning",
     "Output",
     "Report",
     "SparsityConfig",
-    "VLM",
     "generate",
     "load",
     "stream",

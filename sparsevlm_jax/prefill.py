@@ -84,11 +84,12 @@ class PrefillResult(NamedTuple):
 
 
 class LayerOutputs(NamedTuple):
-    """A segment's keys and values, layer by layer, and the last layer's queries and keys, to score with."""
+    """A segment's keys and values, layer by layer, and the last layer's queries and keys, to score with (None for an
+    empty segment: a stage before layer 0)."""
 
     k: list[Array]
     v: list[Array]
-    attention: Attention
+    attention: Attention | None
 
 
 def prefill(
@@ -120,7 +121,7 @@ def prefill(
         _, stream, outputs = caches[-1]
         if plan is None or sparsity is None:
             continue
-        decision = decide(stream, outputs.attention, visual_total, plan, sparsity, rater_capacity=bucket.text)
+        decision = decide(stream, outputs.attention, visual_total, plan, sparsity)
         pruned, recycled = apply(stream, decision, plan, sparsity, noise=(noise or {}).get(plan.layer))
         counts.append(pruned.is_visual.sum(axis=1))
         wanted.append(decision.wanted)
@@ -165,7 +166,7 @@ def start(
             is_visual,
             question_mask(is_visual, is_valid),
             question_capacity=bucket.text,
-            threshold=sparsity.score.threshold,
+            rule=sparsity.raters,
         )
     position_ids = jnp.broadcast_to(slot, is_visual.shape)
     return TokenStream(hidden, position_ids, is_visual, raters.is_rater, inputs.length), raters
@@ -185,7 +186,7 @@ def run_layers(
         hidden, (q, k, v) = lm.language_model.layers[index](hidden, table, attend)
         keys.append(k)
         values.append(v)
-    attention = Attention(q, keys[-1], lm.config.rope_theta) if keys else Attention(hidden, hidden, 0.0)
+    attention = Attention(q, keys[-1], lm.config.rope_theta) if q is not None else None
     return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
 
 

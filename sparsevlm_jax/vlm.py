@@ -245,7 +245,7 @@ class _Run:
         leaving = [int(count) for count in np.asarray(result.visual_count)[:, row]]
         wanted = [int(count) for count in np.asarray(result.wanted)[:, row]]
         return accounting.report(
-            method="dense" if self.sparsity is None else "sparsevlm",
+            method=self.sparsity.name if self.sparsity else "dense",
             config=config,
             images=images,
             text_tokens=text,

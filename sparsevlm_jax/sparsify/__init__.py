@@ -5,11 +5,20 @@ In the order a prefill uses them: `select_raters` once, then at each pruning lay
 """
 
 from .budget import KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
-from .config import Bucket, RaterScore, SparsityConfig, StagePlan
+from .config import Bucket, SparsityConfig, StagePlan
 from .rank import attention_rank
 from .raters import Raters, question_mask, select_raters
-from .recycle import Recycle, Recycled, recycle
-from .schedule import Geometry, default_layers, mean_after_layers, mean_entering_layers, simulate
+from .recycle import Recycle, Recycled, Rest, recycle
+from .schedule import (
+    Anchors,
+    Geometric,
+    Geometry,
+    default_layers,
+    mean_after_layers,
+    mean_entering_layers,
+    simulate,
+)
+from .scorer import Attention, RaterScore, Scorer, Scores, StageInputs
 from .scores import (
     correct_gravity,
     gravity_weights,
@@ -19,14 +28,16 @@ from .scores import (
     rater_attention,
     score,
 )
-from .select import Selection, select
-from .stage import Attention, Decision, apply, decide
+from .select import Selection, Selector, TopK, select
+from .stage import Decision, apply, decide
 from .stream import TokenStream, compact, slots_of
 
 __all__ = [
+    "Anchors",
     "Attention",
     "Bucket",
     "Decision",
+    "Geometric",
     "Geometry",
     "KeptTokens",
     "RankDeficit",
@@ -35,11 +46,17 @@ __all__ = [
     "Raters",
     "Recycle",
     "Recycled",
+    "Rest",
+    "Scorer",
+    "Scores",
     "Selection",
+    "Selector",
     "SparsityConfig",
+    "StageInputs",
     "StagePlan",
     "TokenStream",
     "Tokens",
+    "TopK",
     "apply",
     "attention_rank",
     "compact",

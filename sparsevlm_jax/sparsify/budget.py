@@ -16,21 +16,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .rank import Measure, attention_rank
-from .recycle import Recycle
-from .schedule import V15_ANCHORS, Anchors, Geometry, kept_for_mean, simulate
+from .recycle import Rest
+from .schedule import V15, Curve, Geometry, kept_for_mean, simulate
 
 
 class CountInputs(NamedTuple):
-    """What a count may depend on: visual tokens in the prompt and now, and the raters' attention onto the latter."""
+    """What a count may depend on: how many visual tokens there are, and the raters' attention onto them."""
 
-    visual_total: Int[Array, " B"]
     visual_count: Int[Array, " B"]
     rater_count: Int[Array, " B"]
     attention_map: Float[Array, "B R V"]
 
 
 class Budget(Protocol):
-    def table(self, geometry: Geometry, recycle: Recycle | None) -> np.ndarray | None:
+    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray | None:
         """Kept tokens [stages, rows of geometry], or None where they depend on the image."""
         ...
 
@@ -48,25 +47,25 @@ class Tokens:
     """A mean number of visual tokens (an int) or a share of them (a Fraction), in the paper's count; see `schedule`."""
 
     amount: int | Fraction
-    anchors: Anchors = V15_ANCHORS
+    curve: Curve = V15
 
     @classmethod
-    def parse(cls, value: "int | float | str | Fraction", anchors: Anchors = V15_ANCHORS) -> "Tokens":
+    def parse(cls, value: "int | float | str | Fraction", curve: Curve = V15) -> "Tokens":
         """192, "192", "1/3", 0.25 or "25%".
 
         Raises:
             ValueError: unless it is a positive number of tokens or a share in (0, 1].
         """
-        return cls(parse_amount(value), anchors)
+        return cls(parse_amount(value), curve)
 
-    def table(self, geometry: Geometry, recycle: Recycle | None) -> np.ndarray:
+    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
         rows = geometry.row_counts
         target = rows * float(self.amount) if isinstance(self.amount, Fraction) else np.full(len(rows), self.amount)
         self._check_floor(target[-1], geometry)
-        return kept_for_mean(target.astype(float), rows, geometry, recycle, self.anchors)
+        return kept_for_mean(target.astype(float), rows, geometry, rest, self.curve)
 
     def _check_floor(self, target: float, geometry: Geometry) -> None:
-        floor = geometry.visual * geometry.layers[0] / geometry.num_layers
+        floor = geometry.visual * max(geometry.layers[0], 0) / geometry.num_layers
         if geometry.visual and target < floor:
             raise ValueError(
                 f"a budget of {target:g} visual tokens is below the floor of {floor:g}: the first {geometry.layers[0]} "
@@ -90,14 +89,14 @@ class KeptTokens:
         if not self.kept or any(not isinstance(k, int) or k < 0 for k in self.kept):
             raise ValueError(f"kept tokens must be whole numbers >= 0, one for each stage, got {self.kept}")
 
-    def table(self, geometry: Geometry, recycle: Recycle | None) -> np.ndarray:
+    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
         if len(self.kept) != len(geometry.layers):
             raise ValueError(
                 f"expected one number of kept tokens for each of the pruning layers {geometry.layers}, got {self.kept}"
             )
         rows, counts = geometry.row_counts, []
         for stage in range(len(self.kept)):
-            now = simulate(np.array(counts).reshape(stage, -1), rows, recycle).leaving[-1] if counts else rows
+            now = simulate(np.array(counts).reshape(stage, -1), rows, rest).leaving[-1] if counts else rows
             counts.append(np.clip(self.kept[stage], 0, np.maximum(now - 1, 0)))
         return np.array(counts)
 
@@ -118,7 +117,7 @@ class RankScale:
     measure: Measure = "numerical"
     capacity: int | None = None
 
-    def table(self, geometry: Geometry, recycle: Recycle | None) -> None:
+    def table(self, geometry: Geometry, rest: Rest | None) -> None:
         return None
 
     def bound(self, visual: int, text: int) -> int:

@@ -6,81 +6,16 @@ Presets name the published versions; every difference between them is a field, s
     dataclasses.replace(SparsityConfig.sparsevlm(tokens="1/3"), recycle=None, positions="keep")
 """
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 from .budget import Budget, KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
-from .raters import Threshold
-from .recycle import Recycle
-from .schedule import PLUS_ANCHORS, V15_ANCHORS, Geometry, check_layers, default_layers, simulate
+from .raters import Rule
+from .recycle import Recycle, Rest
+from .schedule import PLUS, Geometry, check_layers, default_layers, of_32, simulate
+from .scorer import RaterScore, Scorer
+from .select import Selector, TopK
 from .stream import Positions
-
-_FRACTIONS = {
-    n: tuple(Fraction(layer, 32) for layer in layers) for n, layers in {3: (2, 6, 15), 4: (2, 6, 15, 19)}.items()
-}
-
-
-@dataclass(frozen=True)
-class RaterScore:
-    """How raters score image tokens.
-
-    Attributes:
-        threshold: question tokens are raters if their relevance is "greater" than the mean (the code) or
-            "greater_equal" (the paper).
-        heads: heads that count: None all, an int that many, a Fraction that share (rounded half up, at least one),
-            those with the most attention on the image (SparseVLM+).
-        gravity: divide attention by what RoPE alone makes of the distance (SparseVLM+).
-        gravity_floor: keep that divisor at least this far from zero; 0 reproduces the official code.
-    """
-
-    threshold: Threshold = "greater"
-    heads: int | Fraction | None = None
-    gravity: bool = False
-    gravity_floor: float = 0.0
-
-    def __post_init__(self):
-        if self.heads is not None and self.heads <= 0:
-            raise ValueError(f"heads must be a positive number or share, got {self.heads}")
-
-    def head_count(self, heads: int) -> int | None:
-        """Of a layer's `heads`; None for all of them.
-
-        Raises:
-            ValueError: if more heads are asked for than there are.
-        """
-        if self.heads is None:
-            return None
-        if isinstance(self.heads, int) and self.heads > heads:
-            raise ValueError(f"expected at most {heads} scoring heads, got {self.heads}")
-        return self.heads if isinstance(self.heads, int) else max(1, math.floor(self.heads * heads + Fraction(1, 2)))
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage's static shapes.
-
-    Attributes:
-        layer: the stage acts on the output of this layer.
-        visual: the most visual tokens entering, V.
-        kept, candidates, merged: the most kept, clustered and merged.
-        capacity: slots of the stream that leaves.
-        table: kept tokens for rows of 0, step, 2 step, ... visual tokens; None where the image decides.
-    """
-
-    layer: int
-    visual: int
-    kept: int
-    candidates: int
-    merged: int
-    capacity: int
-    table: tuple[int, ...] | None
-    visual_step: int = 1
-
-    @property
-    def leaving(self) -> int:
-        """The most visual tokens leaving."""
-        return min(self.visual, self.kept + self.merged)
 
 
 @dataclass(frozen=True)
@@ -103,25 +38,57 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class StagePlan:
+    """One stage's static shapes.
+
+    Attributes:
+        layer: the stage acts on the output of this layer; -1 before the first.
+        visual: the most visual tokens entering, V.
+        kept, candidates, merged, leaving: the most kept, clustered, merged, and leaving in all.
+        table: kept tokens for rows of 0, step, 2 step, ... visual tokens in the prompt; None where the image decides.
+    """
+
+    layer: int
+    visual: int
+    kept: int
+    candidates: int
+    merged: int
+    leaving: int
+    table: tuple[int, ...] | None
+    bucket: Bucket
+
+    @property
+    def capacity(self) -> int:
+        """Slots of the stream that leaves."""
+        return self.bucket.text + self.leaving
+
+
+@dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
     """Everything that defines a pruned prefill; frozen and hashable, so it is a static argument of jit.
 
     Attributes:
-        budget: how many tokens stay.
-        layers: pruning acts on the outputs of these layers; None takes 2, 6, 15 of 32 (and 19 with
-            `rank_layers`), at the same fractions of other depths.
-        score: how tokens are scored.
+        budget: how many tokens stay at each stage.
+        layers: a stage acts on the output of each of these layers; -1 is before the first. None takes those at
+            `depths`.
+        depths: fractions of the depth where `layers` is None.
+        raters: which question tokens score, where the scorer asks them.
+        score: how visual tokens are scored.
+        select: how scores become a choice.
         recycle: what becomes of the dropped; None drops them.
         positions: "repack" renumbers what is left, "keep" lets it keep its RoPE positions.
-        stages: number of stages where `layers` is None, 3 or 4.
+        name: for reports.
     """
 
     budget: Budget
     layers: tuple[int, ...] | None = None
-    score: RaterScore = RaterScore()
-    recycle: Recycle | None = Recycle()
+    depths: tuple[Fraction, ...] = of_32(2, 6, 15)
+    raters: Rule = "greater"
+    score: Scorer = RaterScore()
+    select: Selector = TopK()
+    recycle: Rest | None = Recycle()
     positions: Positions = "repack"
-    stages: int = 3
+    name: str = "custom"
 
     @classmethod
     def sparsevlm(cls, tokens: int | float | str | Fraction = 192) -> "SparsityConfig":
@@ -130,44 +97,52 @@ class SparsityConfig:
         Args:
             tokens: mean number of visual tokens left after a layer (192) or a share ("1/3").
         """
-        return cls(budget=Tokens.parse(tokens))
+        return cls(budget=Tokens.parse(tokens), name="sparsevlm")
 
     @classmethod
     def sparsevlm_plus(cls, tokens: int | float | str | Fraction = 192) -> "SparsityConfig":
         """SparseVLM+ (the code's v2.0): gravity correction, 14 of 32 heads, kept positions, no recycling."""
-        score = RaterScore(heads=Fraction(14, 32), gravity=True)
-        return cls(budget=Tokens(parse_amount(tokens), PLUS_ANCHORS), score=score, recycle=None, positions="keep")
+        return cls(
+            budget=Tokens(parse_amount(tokens), PLUS),
+            score=RaterScore(heads=Fraction(14, 32), gravity=True),
+            recycle=None,
+            positions="keep",
+            name="sparsevlm-plus",
+        )
 
     @classmethod
     def sparsevlm_v1(cls, scale: float = 13.5, bias: float = 0.0, capacity: int | None = None) -> "SparsityConfig":
         """SparseVLM v1.0, rank-adaptive; (13.5, 0), (9, 6) and (0.8, 0) are the published 192, 128 and 64."""
-        return cls(budget=RankScale(scale, bias, capacity=capacity), stages=4)
+        budget = RankScale(scale, bias, capacity=capacity)
+        return cls(budget=budget, depths=of_32(2, 6, 15, 19), name="sparsevlm-v1")
 
     @classmethod
     def sparsevlm_video(cls, capacity: int | None = None) -> "SparsityConfig":
         """The video branch: as many tokens as the attention's rank, once, after layer 1."""
-        return cls(budget=RankScale(1.0, 0.0, capacity=capacity), layers=(1,))
+        return cls(budget=RankScale(1.0, 0.0, capacity=capacity), layers=(1,), name="sparsevlm-video")
 
     @classmethod
     def paper(cls, scale: float = 0.8, capacity: int | None = None) -> "SparsityConfig":
         """As the paper's text has it: eq. 7 with lambda = `scale`, >= raters, cosine assignment, clusters summed."""
         return cls(
             budget=RankDeficit(scale, capacity=capacity),
-            score=RaterScore(threshold="greater_equal"),
+            raters="greater_equal",
             recycle=Recycle(assign="cosine", merge="sum"),
+            name="sparsevlm-paper",
         )
 
     @classmethod
     def kept(cls, *kept: int, layers: tuple[int, ...] | None = None) -> "SparsityConfig":
         """SparseVLM v1.5 with its own schedule: `kept` tokens after each pruning layer."""
-        return cls(budget=KeptTokens(kept), layers=layers)
+        return cls(budget=KeptTokens(kept), layers=layers, name="sparsevlm")
 
     def pruning_layers(self, num_layers: int) -> tuple[int, ...]:
         """Raises ValueError if they do not fit a model of `num_layers`."""
-        if self.layers is None:
-            return default_layers(num_layers, _FRACTIONS[self.stages])
-        check_layers(self.layers, num_layers)
-        return self.layers
+        layers = default_layers(num_layers, self.depths) if self.layers is None else self.layers
+        check_layers(layers, num_layers)
+        if layers and layers[0] < 0 and self.score.needs_attention:
+            raise ValueError(f"{type(self.score).__name__} scores by attention, and there is none before layer 0")
+        return layers
 
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
         return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.visual_step)
@@ -183,32 +158,20 @@ class SparsityConfig:
             return ()
         table = self.budget.table(geometry, self.recycle)
         flow = None if table is None else simulate(table, geometry.row_counts, self.recycle)
-        plans, visual, capacity = [], bucket.visual, bucket.capacity
+        plans, visual = [], bucket.visual
         for stage, layer in enumerate(geometry.layers):
             if flow is None:
-                kept, row = self.budget.bound(visual, bucket.text), None
-                candidates = self.recycle.candidate_count(visual) if self.recycle else 0
-                merged = self.recycle.merged_count(visual) if self.recycle else 0
-                leaving = min(visual, kept + merged)
+                plan = self._bound(layer, visual, bucket)
             else:
-                kept, candidates, merged, leaving = (
-                    int(field[stage].max()) for field in (flow.kept, flow.candidates, flow.merged, flow.leaving)
-                )
-                row = tuple(int(count) for count in flow.kept[stage])
-            capacity = min(capacity, bucket.text + leaving)
-            plans.append(StagePlan(layer, visual, kept, candidates, merged, capacity, row, bucket.visual_step))
-            visual = leaving
+                most = (int(field[stage].max()) for field in (flow.kept, flow.candidates, flow.merged, flow.leaving))
+                plan = StagePlan(layer, visual, *most, tuple(map(int, flow.kept[stage])), bucket)
+            visual = plan.leaving
+            plans.append(plan)
         return tuple(plans)
 
-
-__all__ = [
-    "Bucket",
-    "KeptTokens",
-    "RankDeficit",
-    "RankScale",
-    "RaterScore",
-    "SparsityConfig",
-    "StagePlan",
-    "Tokens",
-    "V15_ANCHORS",
-]
+    def _bound(self, layer: int, visual: int, bucket: Bucket) -> StagePlan:
+        """A stage whose counts depend on the image: bounded, not known."""
+        kept = self.budget.bound(visual, bucket.text)
+        candidates = int(self.recycle.candidate_count(visual)) if self.recycle else 0
+        merged = int(self.recycle.merged_count(visual, kept)) if self.recycle else 0
+        return StagePlan(layer, visual, kept, candidates, merged, min(visual, kept + merged), None, bucket)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from .stream import slots_of
 
-Threshold = Literal["greater", "greater_equal"]
+Rule = Literal["greater", "greater_equal", "all", "last"]
 
 
 class Raters(NamedTuple):
@@ -30,16 +30,17 @@ def select_raters(
     is_question: Bool[Array, "B L"],
     *,
     question_capacity: int,
-    threshold: Threshold = "greater",
+    rule: Rule = "greater",
 ) -> Raters:
     """Question tokens whose relevance to the image exceeds the mean: r = mean_v softmax_q(H_v H_q^T), r_i > mean(r).
 
-    Computed in float32. The paper writes >=, the official code computes > ("greater"); the two differ when all
-    relevances are equal. Where no token passes (one question token, say) every question token is a rater, so scores
+    Computed in float32. Where no token passes (one question token, say) every question token is a rater, so scores
     are never an average over nothing. A row without image or question has none.
 
     Args:
         question_capacity: the largest number of question tokens in a row, Q.
+        rule: "greater" is the official code, "greater_equal" the paper (they differ where all relevances are equal);
+            "all" takes every question token, "last" the last one only.
     """
     slots, valid = slots_of(is_question, question_capacity)
     question = jnp.take_along_axis(hidden, slots[..., None], axis=1)
@@ -52,7 +53,7 @@ def select_raters(
     relevance = jnp.where(valid, relevance, 0)
 
     mean = relevance.sum(axis=1, keepdims=True) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
-    chosen = valid & (relevance >= mean if threshold == "greater_equal" else relevance > mean)
+    chosen = valid & _passes(relevance, mean, valid, rule)
     chosen = jnp.where(chosen.any(axis=1, keepdims=True), chosen, valid) & is_visual.any(axis=1, keepdims=True)
 
     rows = jnp.arange(hidden.shape[0])[:, None]
@@ -62,6 +63,18 @@ def select_raters(
         is_rater=empty.astype(bool).at[rows, target].set(chosen, mode="drop"),
         relevance=empty.at[rows, target].set(relevance, mode="drop"),
     )
+
+
+def _passes(relevance, mean, valid, rule: Rule) -> Bool[Array, "B Q"]:
+    match rule:
+        case "greater":
+            return relevance > mean
+        case "greater_equal":
+            return relevance >= mean
+        case "last":
+            return jnp.arange(valid.shape[1]) == valid.sum(axis=1, keepdims=True) - 1
+        case "all":
+            return valid
 
 
 def question_mask(is_visual: Bool[Array, "B L"], is_valid: Bool[Array, "B L"]) -> Bool[Array, "B L"]:

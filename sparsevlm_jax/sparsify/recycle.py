@@ -8,7 +8,7 @@ B batch · V visual tokens · C candidates · M clusters = merged tokens · D mo
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ class Recycle:
 
     Attributes:
         candidates: share tau of the dropped tokens that are clustered; floor(tau * dropped) + 1 of them.
-        cluster_size: candidates per cluster, 1 / theta; candidates // cluster_size + 1 clusters, each one merged token.
+        cluster_size: candidates per cluster, 1 / theta; candidates // cluster_size + 1 clusters, each one merged token,
+            and no more than there are candidates.
         assign: how a candidate joins a center: "euclidean" (the code) or "cosine" (the paper).
         merge: what a cluster becomes: the "mean" of its members (the code) or their "sum" (the paper, eq. 10).
     """
@@ -47,9 +48,46 @@ class Recycle:
         count = (share.numerator * dropped) // share.denominator + (dropped > 0)
         return count - (count > dropped)
 
-    def merged_count(self, dropped):
-        """Clusters, hence merged tokens, that `dropped` tokens leave."""
-        return self.candidate_count(dropped) // self.cluster_size + (dropped > 0)
+    def merged_count(self, dropped, kept):
+        """Clusters, hence merged tokens, that `dropped` tokens leave; how many were `kept` does not matter here."""
+        del kept
+        candidates = self.candidate_count(dropped)
+        count = candidates // self.cluster_size + (dropped > 0)
+        return count - (count > candidates)
+
+    def __call__(self, hidden, selection, visual_count, *, candidate_capacity, merged_capacity, noise=None):
+        """`recycle` by this rule."""
+        return recycle(
+            hidden,
+            selection,
+            visual_count,
+            self,
+            candidate_capacity=candidate_capacity,
+            merged_capacity=merged_capacity,
+            noise=noise,
+        )
+
+
+class Rest(Protocol):
+    """What becomes of the dropped tokens. `Recycle` is SparseVLM's; anything with these three methods will do.
+
+    The counts are plain arithmetic, on ints and arrays alike, and grow with `dropped` and `kept`.
+    """
+
+    def candidate_count(self, dropped): ...
+
+    def merged_count(self, dropped, kept): ...
+
+    def __call__(
+        self,
+        hidden: Float[Array, "B V D"],
+        selection: Selection,
+        visual_count: Int[Array, " B"],
+        *,
+        candidate_capacity: int,
+        merged_capacity: int,
+        noise: Float[Array, "B V"] | None = None,
+    ) -> "Recycled": ...
 
 
 class Recycled(NamedTuple):
@@ -88,7 +126,7 @@ def recycle(
     Rows that drop nothing merge nothing. Clustering is in float32; the merged tokens have hidden's dtype.
     """
     dropped = visual_count - selection.count
-    candidate_count, merged_count = rule.candidate_count(dropped), rule.merged_count(dropped)
+    candidate_count, merged_count = rule.candidate_count(dropped), rule.merged_count(dropped, selection.count)
     index = jnp.arange(candidate_capacity)
     at = jnp.minimum(selection.count[:, None] + index, hidden.shape[1] - 1)
     candidates = jnp.take_along_axis(selection.order, at, axis=1)

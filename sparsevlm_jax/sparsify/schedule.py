@@ -15,18 +15,63 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .recycle import Recycle
+from .recycle import Rest
 
-# Official schedules on 576 visual tokens: nominal budget -> kept after layers 2, 6 and 15 of 32.
-V15_ANCHORS = ((64, (66, 30, 17)), (96, (238, 48, 26)), (128, (303, 110, 36)), (192, (300, 200, 110)))
-PLUS_ANCHORS = ((64, (66, 34, 20)), (96, (246, 54, 28)), (128, (238, 108, 60)), (192, (300, 200, 118)))
 _ANCHOR_TOKENS, _ANCHOR_LAYERS, _ANCHOR_DEPTH = 576, (2, 6, 15), 32
 
-Anchors = tuple[tuple[int, tuple[int, ...]], ...]
+
+class Curve(Protocol):
+    """A family of schedules with one parameter, the nominal budget in [0, 1]: more of it keeps more at every stage."""
+
+    def shares(self, nominal: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        """Share of the prompt's visual tokens kept at each stage, [stages, rows], for nominal budgets [rows]."""
+        ...
+
+    def exact(self, amount: np.ndarray, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        """Rows, as a mask, for which the nominal budget itself is meant and no nearer mean is to be searched."""
+        ...
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The line through the official schedules on 576 visual tokens: nominal tokens -> kept after layers 2, 6, 15 of 32.
+
+    Between and beyond them, and for other layers, shares are interpolated over the nominal budget and over the depth.
+    """
+
+    schedules: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def shares(self, nominal: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        budgets = [0.0, *(tokens / _ANCHOR_TOKENS for tokens, _ in self.schedules), 1.0]
+        stages = range(len(_ANCHOR_LAYERS))
+        table = [[0.0, *(kept[stage] / _ANCHOR_TOKENS for _, kept in self.schedules), 1.0] for stage in stages]
+        shares = np.stack([np.interp(nominal, budgets, column) for column in table])
+        knots = np.array(_ANCHOR_LAYERS) / _ANCHOR_DEPTH
+        at = [layer / num_layers for layer in layers]
+        return np.array([[np.interp(fraction, knots, row) for row in shares.T] for fraction in at]).reshape(len(at), -1)
+
+    def exact(self, amount: np.ndarray, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        official = (num_layers, tuple(layers)) == (_ANCHOR_DEPTH, _ANCHOR_LAYERS)
+        return (rows == _ANCHOR_TOKENS) & np.isin(amount, [tokens for tokens, _ in self.schedules]) & official
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """Every stage keeps the same share of what the stage before left (PyramidDrop); with one stage, just that share."""
+
+    def shares(self, nominal: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        return nominal ** np.arange(1, len(layers) + 1)[:, None]
+
+    def exact(self, amount: np.ndarray, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        return np.zeros(len(rows), bool)
+
+
+V15 = Anchors(((64, (66, 30, 17)), (96, (238, 48, 26)), (128, (303, 110, 36)), (192, (300, 200, 110))))
+PLUS = Anchors(((64, (66, 34, 20)), (96, (246, 54, 28)), (128, (238, 108, 60)), (192, (300, 200, 118))))
 
 
 @dataclass(frozen=True)
@@ -35,7 +80,7 @@ class Geometry:
 
     Attributes:
         num_layers: decoder layers.
-        layers: the layers after which tokens are pruned, increasing.
+        layers: the layers after which tokens are pruned, increasing; -1 is before the first.
         visual: the largest number of visual tokens of a row.
         visual_step: row counts are multiples of it (the tokens of one image); tables have one entry per multiple.
     """
@@ -63,7 +108,12 @@ class Flow(NamedTuple):
         return self.kept + self.merged
 
 
-def default_layers(num_layers: int, fractions: Sequence[Fraction] = tuple(Fraction(n, 32) for n in (2, 6, 15))):
+def of_32(*layers: int) -> tuple[Fraction, ...]:
+    """Layers of a 32-layer model, as fractions of the depth."""
+    return tuple(Fraction(layer, 32) for layer in layers)
+
+
+def default_layers(num_layers: int, fractions: Sequence[Fraction] = of_32(2, 6, 15)) -> tuple[int, ...]:
     """Pruning layers at the given fractions of the depth, rounded half up, at least 1, strictly increasing.
 
     Raises:
@@ -83,11 +133,13 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
     """Raises ValueError unless `layers` are increasing layer indices of a model with `num_layers`."""
     if list(layers) != sorted(set(layers)):
         raise ValueError(f"pruning layers must be increasing and distinct, got {tuple(layers)}")
-    if layers and not (layers[0] >= 0 and layers[-1] < num_layers):
-        raise ValueError(f"pruning layers must be within 0..{num_layers - 1}, got {tuple(layers)}")
+    if layers and not (layers[0] >= -1 and layers[-1] < num_layers):
+        raise ValueError(
+            f"pruning layers must be within -1 (before the first) and {num_layers - 1}, got {tuple(layers)}"
+        )
 
 
-def simulate(wanted: np.ndarray, rows: np.ndarray, recycle: Recycle | None) -> Flow:
+def simulate(wanted: np.ndarray, rows: np.ndarray, rest: Rest | None) -> Flow:
     """The stages a row goes through when `wanted` [stages, rows] tokens are kept (at most what is there)."""
     entering, kept, candidates, merged = [], [], [], []
     now = rows
@@ -95,8 +147,8 @@ def simulate(wanted: np.ndarray, rows: np.ndarray, recycle: Recycle | None) -> F
         entering.append(now)
         kept.append(np.minimum(stage, now))
         dropped = now - kept[-1]
-        candidates.append(recycle.candidate_count(dropped) if recycle else np.zeros_like(now))
-        merged.append(recycle.merged_count(dropped) if recycle else np.zeros_like(now))
+        candidates.append(rest.candidate_count(dropped) if rest else np.zeros_like(now))
+        merged.append(rest.merged_count(dropped, kept[-1]) if rest else np.zeros_like(now))
         now = kept[-1] + merged[-1]
     shape = (len(wanted), len(rows))
     return Flow(*(np.array(field, int).reshape(shape) for field in (entering, kept, candidates, merged)))
@@ -104,9 +156,9 @@ def simulate(wanted: np.ndarray, rows: np.ndarray, recycle: Recycle | None) -> F
 
 def mean_after_layers(flow: Flow, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
     """The paper's count of each row: mean over layers of the visual tokens left after the layer."""
-    first = layers[0] if layers else num_layers
-    total = rows * first
-    for leaving, start, end in zip(flow.leaving, layers, [*layers[1:], num_layers], strict=True):
+    starts = [max(layer, 0) for layer in layers]  # a stage before layer 0 acts on all layers, as one behind it does
+    total = rows * (starts[0] if starts else num_layers)
+    for leaving, start, end in zip(flow.leaving, starts, [*starts[1:], num_layers], strict=True):
         total = total + leaving * (end - start)
     return total / num_layers
 
@@ -121,22 +173,20 @@ def mean_entering_layers(flow: Flow, rows: np.ndarray, layers: Sequence[int], nu
 
 
 def kept_for_mean(
-    target: np.ndarray, rows: np.ndarray, geometry: Geometry, recycle: Recycle | None, anchors: Anchors
+    target: np.ndarray, rows: np.ndarray, geometry: Geometry, rest: Rest | None, curve: Curve
 ) -> np.ndarray:
     """Kept tokens per stage and row, [stages, rows], whose mean (the paper's count) is nearest to `target`.
 
-    The official schedules come out as they are. Everything else moves along one line through them: the shares kept at
-    each stage, interpolated over the nominal budget (and over the depth, for other pruning layers), searched for the
-    nearest mean. A row that may keep everything does. Every stage keeps at least one token.
+    Searched along `curve`; the official schedules come out as they are. A row that may keep everything does. Every
+    stage keeps at least one token.
     """
     layers, depth = geometry.layers, geometry.num_layers
 
     def kept_at(nominal):
-        shares = _shares(nominal, layers, depth, anchors)
-        return np.maximum(np.floor(shares * rows + 0.5).astype(int), 1)
+        return np.maximum(np.floor(curve.shares(nominal, layers, depth) * rows + 0.5).astype(int), 1)
 
     def mean_at(nominal):
-        return mean_after_layers(simulate(kept_at(nominal), rows, recycle), rows, layers, depth)
+        return mean_after_layers(simulate(kept_at(nominal), rows, rest), rows, layers, depth)
 
     low, high = np.zeros(len(rows)), np.ones(len(rows))
     for _ in range(40):
@@ -144,19 +194,6 @@ def kept_for_mean(
         below = mean_at(middle) <= target
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     nearest = np.where(target - mean_at(low) <= mean_at(high) - target, low, high)
-    if depth == _ANCHOR_DEPTH and layers == _ANCHOR_LAYERS:
-        official = [tokens for tokens, _ in anchors]
-        exact = (rows == _ANCHOR_TOKENS) & np.isin(target, official)
-        nearest = np.where(exact, target / _ANCHOR_TOKENS, nearest)
+    exact = curve.exact(target, rows, layers, depth)
+    nearest = np.where(exact, target / np.maximum(rows, 1), nearest)
     return np.where(target >= rows, rows, kept_at(nearest))
-
-
-def _shares(nominal: np.ndarray, layers: Sequence[int], num_layers: int, anchors: Anchors) -> np.ndarray:
-    """Share of the tokens kept at each stage, [stages, rows], for nominal budgets given as shares, [rows]."""
-    budgets = [0.0, *(tokens / _ANCHOR_TOKENS for tokens, _ in anchors), 1.0]
-    stages = range(len(_ANCHOR_LAYERS))
-    table = [[0.0, *(kept[stage] / _ANCHOR_TOKENS for _, kept in anchors), 1.0] for stage in stages]
-    shares = np.stack([np.interp(nominal, budgets, column) for column in table])
-    at = np.array([layer / num_layers for layer in layers])
-    knots = np.array(_ANCHOR_LAYERS) / _ANCHOR_DEPTH
-    return np.stack([[np.interp(fraction, knots, row) for row in shares.T] for fraction in at]).reshape(len(at), -1)

@@ -3,7 +3,8 @@
 B batch · V visual tokens
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -31,3 +32,26 @@ def select(scores: Float[Array, "B V"], is_valid: Bool[Array, "B V"], count: Int
     rows, rank = jnp.arange(order.shape[0])[:, None], jnp.arange(order.shape[1])
     is_kept = jnp.zeros_like(is_valid).at[rows, order].set(rank < count[:, None], unique_indices=True)
     return Selection(order, is_kept, count)
+
+
+class Selector(Protocol):
+    """How scores become a selection, as a frozen value. `features` are the tokens themselves, for those that look at
+    more than scores; `capacity` bounds `count`, so a greedy selector needs that many steps."""
+
+    def __call__(
+        self,
+        scores: Float[Array, "B V"],
+        features: Float[Array, "B V D"],
+        is_valid: Bool[Array, "B V"],
+        count: Int[Array, " B"],
+        *,
+        capacity: int,
+    ) -> Selection: ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The highest scores."""
+
+    def __call__(self, scores, features, is_valid, count, *, capacity):
+        return select(scores, is_valid, count)

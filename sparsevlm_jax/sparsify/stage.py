@@ -11,84 +11,57 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from . import scores
 from .budget import CountInputs
 from .config import SparsityConfig, StagePlan
-from .recycle import Recycled, recycle
-from .select import Selection, select
+from .recycle import Recycled
+from .scorer import Attention, Scores, StageInputs
+from .select import Selection
 from .stream import TokenStream, compact, slots_of
 
 
 class Decision(NamedTuple):
     """What a stage found. Visual tokens are numbered 0, 1, ... as they stand in the stream that enters.
 
-    `visual_slot` says where each sits, `heads` which heads scored (None: all), `wanted` how many tokens should stay
-    before `plan.kept` bounds it.
+    `visual_slot` and `rater_slot` say where each sits, `wanted` how many tokens should stay before `plan.kept` bounds
+    it.
     """
 
     visual_slot: Int[Array, "B V"]
     visual_count: Int[Array, " B"]
     rater_slot: Int[Array, "B R"]
     rater_count: Int[Array, " B"]
-    heads: Bool[Array, "B N"] | None
-    attention_map: Float[Array, "B R V"]
-    scores: Float[Array, "B V"]
+    scores: Scores
     wanted: Int[Array, " B"]
     selection: Selection
 
 
-class Attention(NamedTuple):
-    """What scoring needs of the layer it follows: its queries and keys (RoPE applied) and RoPE's base."""
-
-    q: Float[Array, "B L N H"]
-    k: Float[Array, "B L K H"]
-    rope_theta: float
-
-
 def decide(
     stream: TokenStream,
-    attention: Attention,
+    attention: Attention | None,
     visual_total: Int[Array, " B"],
     plan: StagePlan,
     config: SparsityConfig,
-    *,
-    rater_capacity: int,
 ) -> Decision:
     """Scores the visual tokens of `stream`, which has passed `plan.layer`, and selects those that stay.
 
     Args:
-        attention: the layer's queries and keys.
+        attention: that layer's queries and keys; None before layer 0.
         visual_total: visual tokens of each row's prompt, before any pruning.
-        rater_capacity: the most raters in a row, R.
     """
     visual_slot, is_visual = slots_of(stream.is_visual, plan.visual)
-    rater_slot, is_rater = slots_of(stream.is_rater, rater_capacity)
+    rater_slot, is_rater = slots_of(stream.is_rater, plan.bucket.text)
     visual_count, rater_count = is_visual.sum(axis=1), is_rater.sum(axis=1)
-
-    q = jnp.take_along_axis(attention.q, rater_slot[..., None, None], axis=1)
-    everywhere = scores.rater_attention(q, attention.k, rater_slot, stream.length)
-    onto = scores.onto_visual(everywhere, visual_slot, is_visual, is_rater)
-    if config.score.gravity:
-        weights = scores.gravity_weights(
-            jnp.take_along_axis(stream.position_ids, rater_slot, axis=1),
-            jnp.take_along_axis(stream.position_ids, visual_slot, axis=1),
-            head_dim=attention.q.shape[-1],
-            theta=attention.rope_theta,
-        )
-        onto = scores.correct_gravity(onto, weights, floor=config.score.gravity_floor)
-    count = config.score.head_count(onto.shape[1])
-    heads = None if count is None else scores.priority_heads(onto, count)
-    attention_map = scores.mean_over_heads(onto, heads)
-    score = scores.score(attention_map, is_rater)
-
+    inputs = StageInputs(stream, attention, visual_slot, is_visual, rater_slot, is_rater)
+    scores = config.score(inputs)
     if plan.table is not None:
-        wanted = jnp.asarray(plan.table)[visual_total // plan.visual_step]
+        wanted = jnp.asarray(plan.table)[visual_total // plan.bucket.visual_step]
     else:
-        wanted = config.budget.count(CountInputs(visual_total, visual_count, rater_count, attention_map))
-    selection = select(score, is_visual, jnp.minimum(wanted, plan.kept))
-    return Decision(
-        visual_slot, visual_count, rater_slot, rater_count, heads, attention_map, score, wanted, selection
-    )
+        if scores.attention_map is None:
+            raise ValueError(f"{config.budget} counts by attention, which {type(config.score).__name__} does not give")
+        wanted = config.budget.count(CountInputs(visual_count, rater_count, scores.attention_map))
+    bounded = jnp.minimum(wanted, plan.kept)
+    selection = config.select(scores.values, inputs.visual_hidden, is_visual, bounded, capacity=plan.kept)
+    return Decision(visual_slot, visual_count, rater_slot, rater_count, scores, wanted, selection)
 
 
 def apply(
@@ -109,11 +82,10 @@ def apply(
         merged, position, count = jnp.zeros((batch, 0, dim), stream.hidden.dtype), nothing, jnp.zeros(batch, jnp.int32)
         recycled = None
     else:
-        recycled = recycle(
+        recycled = config.recycle(
             jnp.take_along_axis(stream.hidden, slot[..., None], axis=1),
             selection,
             decision.visual_count,
-            config.recycle,
             candidate_capacity=plan.candidates,
             merged_capacity=plan.merged,
             noise=noise,

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsevlm_jax import decode
+from sparsevlm_jax import accounting, decode
 from sparsevlm_jax.convert import read_config, read_params
 from sparsevlm_jax.models import LlavaConfig, llava
 from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, StageTrace, prefill
-from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, RaterScore, Recycle, SparsityConfig, attention_rank
+from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, RaterScore, SparsityConfig, attention_rank
 from sparsevlm_jax.sparsify.scores import gravity_weights
 
 from .compare import Comparison
@@ -42,12 +42,12 @@ def compare_case(folder: Path) -> Comparison:
 def sparsity_of(meta: dict) -> SparsityConfig:
     layers = tuple(meta["pruning_layers"])
     if meta["version"] == "v15":
-        return SparsityConfig(KeptTokens(tuple(meta["budget"])), layers)
+        return SparsityConfig(budget=KeptTokens(tuple(meta["budget"])), layers=layers)
     if meta["version"] == "v20":
-        score = RaterScore(heads=14, gravity=True)
-        return SparsityConfig(KeptTokens(tuple(meta["budget"])), layers, score, recycle=None, positions="keep")
+        budget, score = KeptTokens(tuple(meta["budget"])), RaterScore(heads=14, gravity=True)
+        return SparsityConfig(budget=budget, layers=layers, score=score, recycle=None, positions="keep")
     scale, bias = (meta["scale"], meta["bias"]) if meta["version"] == "v10" else (1.0, 0.0)
-    return SparsityConfig(RankScale(scale, bias), layers, recycle=Recycle())
+    return SparsityConfig(budget=RankScale(scale, bias), layers=layers)
 
 
 def _replay(meta: dict, recorded: dict, model: Path, result: Comparison) -> None:
@@ -77,6 +77,7 @@ def _replay(meta: dict, recorded: dict, model: Path, result: Comparison) -> None
     _compare_raters(out, recorded, int(inputs.length[0]), result)
     for layer, stage in zip(meta["pruning_layers"], out.trace.stages, strict=True):
         _compare_stage(f"L{layer}.", stage, recorded, config, result)
+    _compare_counts(meta, out, config, int(inputs.length[0]), recorded, result)
     _compare_decoding(params, config, out, recorded, result)
 
 
@@ -124,18 +125,22 @@ def _compare_stage(prefix: str, stage: StageTrace, recorded: dict, config: Llava
     result.same("kept", prefix + "kept_idx", np.flatnonzero(kept), want["kept_idx"])
     result.same("kept", prefix + "pruned_idx", np.flatnonzero(~kept), want["pruned_idx"])
     result.same("positions", prefix + "position_ids_in", stage.position_ids_in[:, :length_in], want["position_ids_in"])
-    result.same("positions", prefix + "position_ids_out", stage.position_ids_out[:, :length_out], want["position_ids_out"])
-    result.close("scores", prefix + "score", decision.scores[0, :visual], want["score"])
-    attention = decision.attention_map[0, :raters, :visual]
+    result.same(
+        "positions", prefix + "position_ids_out", stage.position_ids_out[:, :length_out], want["position_ids_out"]
+    )
+    result.close("scores", prefix + "score", decision.scores.values[0, :visual], want["score"])
+    attention = decision.scores.attention_map[0, :raters, :visual]
     result.close("scores", prefix + "attn_mean_raters", attention, want["attn_mean_raters"])
     if "hidden_out" in want:
         result.close("hidden", prefix + "hidden_out", stage.hidden_in[:, :length_in], want["hidden_out"])
     result.close("hidden", prefix + "hidden_after", stage.hidden_out[:, :length_out], want["hidden_after"])
     if "rank" in want:
-        rank = attention_rank(decision.attention_map, decision.rater_count, decision.visual_count)
+        rank = attention_rank(decision.scores.attention_map, decision.rater_count, decision.visual_count)
         result.same("ranks", prefix + "rank", int(rank[0]), want["rank"])
     if "heads_selected" in want:
-        result.same("heads", prefix + "heads_selected", np.flatnonzero(decision.heads[0]), want["heads_selected"])
+        result.same(
+            "heads", prefix + "heads_selected", np.flatnonzero(decision.scores.heads[0]), want["heads_selected"]
+        )
         positions = stage.position_ids_in[0]
         weights = gravity_weights(
             positions[decision.rater_slot[:, :raters]],
@@ -167,13 +172,32 @@ def _compare_clusters(prefix: str, stage: StageTrace, want: dict, result: Compar
         result.close("clustering", prefix + name, getattr(recycled, field)[0, align], want[name])
 
 
-def _compare_decoding(params: dict, config: LlavaConfig, out: PrefillResult, recorded: dict, result: Comparison) -> None:
+def _compare_counts(
+    meta: dict, out: PrefillResult, config: LlavaConfig, length: int, recorded: dict, result: Comparison
+) -> None:
+    """The official counters: multiply-accumulates of the decoder, and "equal tokens", the paper's mean."""
+    visual = int(recorded["text_token_start"]) - int(recorded["v_token_start"])
+    leaving = [int(count) for count in out.visual_count[:, 0]]
+    entering = accounting.tokens_entering(visual, meta["pruning_layers"], leaving, config.text.num_hidden_layers)
+    if "flops_counter" in recorded:
+        macs = accounting.paper_macs([length - visual + count for count in entering], config.text)
+        result.same("counts", "flops_counter", macs, recorded["flops_counter"])
+    if "equal_tokens" in recorded:  # summed in float32
+        mean = np.float32(accounting.mean_after_layers(entering, leaving[-1]))
+        result.close("counts", "equal_tokens", mean, recorded["equal_tokens"])
+
+
+def _compare_decoding(
+    params: dict, config: LlavaConfig, out: PrefillResult, recorded: dict, result: Comparison
+) -> None:
     state, logits = out.state, [np.asarray(out.logits[0])]
     result.same("kv", "prefill_kv_len", state.cache.length[:, 0], recorded["prefill_kv_len"])
     result.same("positions", "prefill_last_position", state.next_position[:, 0] - 1, recorded["prefill_last_position"])
     step = jax.jit(functools.partial(decode.decode_step, config=config, implementation="xla"))
     for index, token in enumerate(recorded["gen_ids"][:-1]):
-        result.same("positions", f"decode {index} position", state.next_position[:, 0], recorded["decode_position_ids"][index])
+        result.same(
+            "positions", f"decode {index} position", state.next_position[:, 0], recorded["decode_position_ids"][index]
+        )
         row, state = step(params, state, jnp.asarray([token], jnp.int32))
         logits.append(np.asarray(row[0]))
         result.same("kv", f"decode {index} kv_len", state.cache.length[:, 0], recorded["decode_kv_len"][index])

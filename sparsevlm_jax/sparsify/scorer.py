@@ -1,0 +1,109 @@
+"""How a stage scores image tokens: the protocol, and SparseVLM's own.
+
+B batch · L slots · R raters · V visual tokens · N heads · K kv heads · H head dim
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from . import scores
+from .stream import TokenStream
+
+
+class Attention(NamedTuple):
+    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied) and RoPE's base."""
+
+    q: Float[Array, "B L N H"]
+    k: Float[Array, "B L K H"]
+    rope_theta: float
+
+
+class StageInputs(NamedTuple):
+    """What a stage sees. `visual_slot` and `rater_slot` say where the visual tokens and raters sit in the stream;
+    `is_visual` and `is_rater` which entries are real. `attention` is None before the first layer."""
+
+    stream: TokenStream
+    attention: Attention | None
+    visual_slot: Int[Array, "B V"]
+    is_visual: Bool[Array, "B V"]
+    rater_slot: Int[Array, "B R"]
+    is_rater: Bool[Array, "B R"]
+
+    @property
+    def visual_hidden(self) -> Float[Array, "B V D"]:
+        return jnp.take_along_axis(self.stream.hidden, self.visual_slot[..., None], axis=1)
+
+
+class Scores(NamedTuple):
+    """`values`: one score per visual token, higher is better. Where attention was looked at: the raters' head-mean map
+    onto visual tokens, and the heads that counted (None: all)."""
+
+    values: Float[Array, "B V"]
+    attention_map: Float[Array, "B R V"] | None = None
+    heads: Bool[Array, "B N"] | None = None
+
+
+class Scorer(Protocol):
+    """Anything that scores, as a frozen value. `needs_attention` is False for those that can act before layer 0."""
+
+    @property
+    def needs_attention(self) -> bool: ...
+
+    def __call__(self, inputs: StageInputs) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class RaterScore:
+    """The attention raters pay (eq. 3), in SparseVLM+ corrected and from few heads.
+
+    Attributes:
+        heads: heads that count: None all, an int that many, a Fraction that share (rounded half up, at least one),
+            those with the most attention on the image (SparseVLM+).
+        gravity: divide attention by what RoPE alone makes of the distance (SparseVLM+).
+        gravity_floor: keep that divisor at least this far from zero; 0 reproduces the official code.
+    """
+
+    heads: int | Fraction | None = None
+    gravity: bool = False
+    gravity_floor: float = 0.0
+    needs_attention = True
+
+    def __post_init__(self):
+        if self.heads is not None and self.heads <= 0:
+            raise ValueError(f"heads must be a positive number or share, got {self.heads}")
+
+    def head_count(self, heads: int) -> int | None:
+        """Of a layer's `heads`; None for all of them.
+
+        Raises:
+            ValueError: if more heads are asked for than there are.
+        """
+        if self.heads is None:
+            return None
+        if isinstance(self.heads, int) and self.heads > heads:
+            raise ValueError(f"expected at most {heads} scoring heads, got {self.heads}")
+        return self.heads if isinstance(self.heads, int) else max(1, math.floor(self.heads * heads + Fraction(1, 2)))
+
+    def __call__(self, inputs: StageInputs) -> Scores:
+        stream, layer = inputs.stream, inputs.attention
+        assert layer is not None  # the config has refused a stage before layer 0
+        q = jnp.take_along_axis(layer.q, inputs.rater_slot[..., None, None], axis=1)
+        everywhere = scores.rater_attention(q, layer.k, inputs.rater_slot, stream.length)
+        onto = scores.onto_visual(everywhere, inputs.visual_slot, inputs.is_visual, inputs.is_rater)
+        if self.gravity:
+            weights = scores.gravity_weights(
+                jnp.take_along_axis(stream.position_ids, inputs.rater_slot, axis=1),
+                jnp.take_along_axis(stream.position_ids, inputs.visual_slot, axis=1),
+                head_dim=layer.q.shape[-1],
+                theta=layer.rope_theta,
+            )
+            onto = scores.correct_gravity(onto, weights, floor=self.gravity_floor)
+        count = self.head_count(onto.shape[1])
+        heads = None if count is None else scores.priority_heads(onto, count)
+        attention_map = scores.mean_over_heads(onto, heads)
+        return Scores(scores.score(attention_map, inputs.is_rater), attention_map, heads)
