@@ -1,0 +1,171 @@
+"""Trains the bundled model: `python -m sparsevlm_jax.demo.train --out RUN`.
+
+The stages of `curriculum` follow one another, each starting from the last checkpoint of the one before. A run that was
+stopped continues from its newest checkpoint, bit for bit as if it had not been: scenes follow from the step alone.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from orbax.checkpoint import v1 as ocp
+
+from . import language, tower
+from .curriculum import STAGES, Stage
+from .progress import Progress
+
+Params = dict[str, Any]
+Loss = Callable[[Params, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class State(NamedTuple):
+    """What a checkpoint holds: all that the next step depends on."""
+
+    params: Params
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+class Task(NamedTuple):
+    """A stage made concrete: `frozen` parameters are read but not trained."""
+
+    params: Params
+    frozen: Params
+    batch: Callable[[int], Any]
+    loss: Loss
+
+
+def optimizer(stage: Stage) -> optax.GradientTransformation:
+    """AdamW: linear warm-up, a constant rate, a cosine down to a thirtieth over the last `decay` steps."""
+    hold = stage.steps - stage.decay - stage.warm_up
+    pieces = [optax.linear_schedule(0.0, stage.rate, stage.warm_up), optax.constant_schedule(stage.rate)]
+    pieces.append(optax.cosine_decay_schedule(stage.rate, max(1, stage.decay), 1 / 30))
+    rate = optax.join_schedules(pieces, [stage.warm_up, stage.warm_up + hold])
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.02))
+
+
+def task(stage: Stage, before: Params, seed: int) -> Task:
+    """What a stage trains and on what, given all parameters there are before it (none before the first)."""
+    if stage.layers is None:
+        data = functools.partial(tower.batch, size=stage.batch, mix=stage.lesson.mix)
+        return Task(before or tower.new_params(seed), {}, data, tower.loss)
+    params = {name: part for name, part in before.items() if name != "head"}
+    if "language_model" not in params:
+        params = _with_language(params["vision_tower"], stage, seed)
+    params = language.grow(params, stage.layers)
+    frozen = {} if stage.whole else {"vision_tower": params.pop("vision_tower")}
+    data = functools.partial(language.batch, size=stage.batch, lesson=stage.lesson)
+    return Task(params, frozen, data, functools.partial(language.loss, whole=language.config(stage.layers)))
+
+
+def _with_language(vision_tower: Params, stage: Stage, seed: int) -> Params:
+    pixel_values = jnp.asarray(tower.batch(0, 16, stage.lesson.mix).pixel_values)
+    scale = float(jnp.std(tower.features(vision_tower, pixel_values)))
+    assert stage.layers is not None
+    return language.new_params(seed, stage.layers, vision_tower, scale)
+
+
+def run_stage(
+    stage: Stage, job: Task, folder: Path, *, save_every: int = 250, stop_after: float = float("inf")
+) -> State:
+    """Trains a stage to its end, from its newest checkpoint if it has one.
+
+    Args:
+        folder: where its checkpoints lie, one folder per saved step.
+        save_every: steps between checkpoints.
+        stop_after: seconds after which to save and return early.
+    """
+    rule = optimizer(stage)
+    state = State(job.params, rule.init(job.params), jnp.int32(0))
+    if (newest := newest_checkpoint(folder)) is not None:
+        state = restore(newest, state)
+    update = jax.jit(functools.partial(_update, rule=rule, loss=job.loss), donate_argnums=0)
+    progress, began = Progress(stage.name, stage.steps, stage.batch), time.monotonic()
+    for step, data in _ahead(job.batch, int(state.step), stage.steps):
+        state, metrics = update(state, job.frozen, data)
+        progress.tell(step + 1, metrics)
+        late = time.monotonic() - began > stop_after
+        if (step + 1) % save_every == 0 or step + 1 == stage.steps or late:
+            ocp.save(folder / f"{step + 1:06d}", state._asdict())
+        if late:
+            break
+    return state
+
+
+def _update(state: State, frozen: Params, data: Any, *, rule: optax.GradientTransformation, loss: Loss):
+    whole = lambda params: loss({**params, **frozen}, data)  # noqa: E731
+    (value, accuracy), gradient = jax.value_and_grad(whole, has_aux=True)(state.params)
+    updates, memory = rule.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return State(params, memory, state.step + 1), {"loss": value, **accuracy}
+
+
+def _ahead(make: Callable[[int], Any], first: int, last: int) -> Iterator[tuple[int, Any]]:
+    """Batches in order, the next one drawn while the last is trained on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(make, first)
+        for step in range(first, last):
+            data, coming = coming.result(), pool.submit(make, step + 1)
+            yield step, data
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last step that was saved whole; Orbax renames a checkpoint into place when it is complete."""
+    steps = [path for path in folder.glob("*") if path.name.isdigit() and ocp.is_orbax_checkpoint(path)]
+    return max(steps, key=lambda path: int(path.name), default=None)
+
+
+def restore(path: Path, like: State) -> State:
+    """A checkpoint, in the shapes of `like`."""
+    here = jnp.zeros(()).sharding
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like._asdict())
+    return State(**ocp.load(path, abstract))
+
+
+def trained(out: Path, stages: tuple[Stage, ...] = STAGES) -> Params:
+    """All parameters of a run as the newest checkpoints of these stages have them; empty where there is none."""
+    params: Params = {}
+    for stage in stages:
+        if (newest := newest_checkpoint(out / stage.name)) is not None:
+            params |= ocp.load(newest)["params"]
+    return params
+
+
+def run(out: Path, *, seed: int = 0, minutes: float = float("inf"), stages: tuple[Stage, ...] = STAGES) -> Params:
+    """Goes through the stages, from the last that has a checkpoint.
+
+    Returns:
+        All parameters as they stand at the end, or when the time was up.
+    """
+    began = time.monotonic()
+    reached = [index for index, stage in enumerate(stages) if newest_checkpoint(out / stage.name)]
+    first = max(reached, default=0)
+    params = trained(out, stages[:first])
+    for stage in stages[first:]:
+        job = task(stage, params, seed)
+        left = minutes * 60 - (time.monotonic() - began)
+        state = run_stage(stage, job, out / stage.name, stop_after=left)
+        params = {**state.params, **job.frozen}
+        if int(state.step) < stage.steps:
+            break
+    return params
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sparsevlm_jax.demo.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing one is continued")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after this long")
+    options = parser.parse_args()
+    run(options.out.absolute(), seed=options.seed, minutes=options.minutes)
+
+
+if __name__ == "__main__":
+    main()
