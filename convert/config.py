@@ -40,7 +40,13 @@ _NOT_FOR_TEXT = {
     *("architectures", "model_type", "vision_config", "mm_hidden_size", "mm_vision_tower", "mm_vision_select_layer"),
     *("use_mm_proj", "pretrain_mm_mlp_adapter", "freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "mm_projector_lr"),
     *("freeze_mm_vision_resampler", "unfreeze_mm_vision_tower", "mm_vision_tower_lr", "max_sequence_length"),
-    *("video", "tokenizer_padding_side", "tokenizer_model_max_length", "image_crop_resolution", "image_split_resolution"),
+    *(
+        "video",
+        "tokenizer_padding_side",
+        "tokenizer_model_max_length",
+        "image_crop_resolution",
+        "image_split_resolution",
+    ),
 }
 
 

@@ -28,6 +28,8 @@ from .names import Row, as_is, transpose
 from .safetensors import DTYPES
 from .tensors import StoredTensor, is_finite
 
+# What a header takes at most, beyond the names in it: itself, and one entry.
+_HEADER_BYTES, _ENTRY_BYTES = 64, 160
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -147,13 +149,14 @@ def _export_name(name: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
 def _pack(tensors: Mapping[str, StoredTensor], limit: int) -> list[dict[str, StoredTensor]]:
     """Fills shards in order: a tensor that does not fit any more begins the next one."""
     shards: list[dict[str, StoredTensor]] = [{}]
-    room = limit
+    room = limit - _HEADER_BYTES
     for name, tensor in tensors.items():
-        if tensor.nbytes > room and shards[-1]:
+        needed = tensor.nbytes + len(name) + _ENTRY_BYTES
+        if needed > room and shards[-1]:
             shards.append({})
-            room = limit
+            room = limit - _HEADER_BYTES
         shards[-1][name] = tensor
-        room -= tensor.nbytes
+        room -= needed
     return shards
 
 

@@ -133,7 +133,7 @@ def _rebuild_parameter(data: object, *_: object) -> object:
 
 def _tensor(path: Path, root: str, members: dict, name: str, view: _View) -> StoredTensor:
     storage, offset, shape, strides = view
-    if not isinstance(storage, _Storage) or not _naturals((offset,)) or not _naturals(shape) or not _naturals(strides):
+    if not isinstance(storage, _Storage) or not all(map(_naturals, ((storage.numel, offset), shape, strides))):
         raise CheckpointError(f"{path}: {name!r} is not described as a tensor")
     if len(shape) != len(strides) or len(shape) > MAX_RANK:
         raise CheckpointError(f"{path}: {name!r} has shape {shape} and strides {strides}")

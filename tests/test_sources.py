@@ -1,0 +1,211 @@
+"""One loader for every kind of folder, and for hub ids."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sparsevlm_jax import sources
+from sparsevlm_jax.convert import write_random_checkpoint
+from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.processing import Processor
+from sparsevlm_jax.sources import (
+    convert_checkpoint,
+    export_checkpoint,
+    inspect_checkpoint,
+    load_checkpoint,
+    resolve_source,
+)
+from sparsevlm_jax.trees import flatten
+from tests import tiny
+from tests.convert import fuzz
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return fuzz.make_folders(tmp_path_factory.mktemp("folders"))
+
+
+def assert_same(first, second):
+    assert first.config == second.config
+    first, second = flatten(first.params), flatten(second.params)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["sharded", "bin", "converted"])
+def test_every_kind_of_folder_gives_the_same_model(folders, kind):
+    assert_same(load_checkpoint(folders[kind]), load_checkpoint(folders["single"]))
+
+
+def test_the_original_form_gives_the_same_weights(folders):
+    original, single = (flatten(load_checkpoint(folders[kind]).params) for kind in ("original", "single"))
+    assert all(np.array_equal(original[name], single[name]) for name in single)
+
+
+def test_hugging_face_to_here_to_orbax_and_back_is_bit_equal(tmp_path, folders):
+    convert_checkpoint(folders["sharded"], tmp_path / "orbax")
+    convert_checkpoint(tmp_path / "orbax", tmp_path / "again")
+    export_checkpoint(tmp_path / "again", tmp_path / "hf", max_shard_bytes=30_000)
+    for name in ("orbax", "again", "hf"):
+        assert_same(load_checkpoint(tmp_path / name), load_checkpoint(folders["sharded"]))
+
+
+def test_a_conversion_can_change_the_dtype(tmp_path, folders):
+    convert_checkpoint(folders["single"], tmp_path / "wide", dtype="float32")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(load_checkpoint(tmp_path / "wide").params)} == {"float32"}
+    assert_same(load_checkpoint(tmp_path / "wide"), load_checkpoint(folders["single"], dtype="float32"))
+
+
+def test_the_processor_works_from_every_form(tmp_path):
+    source = tiny.save_tiny_checkpoint(tmp_path / "source")
+    convert_checkpoint(source, tmp_path / "converted")
+    export_checkpoint(source, tmp_path / "exported")
+    config = load_checkpoint(source).config
+    first, *others = (
+        Processor.from_folder(tmp_path / name, config)(["what?"], [[tiny.random_image()]])
+        for name in ("source", "converted", "exported")
+    )
+    for other in others:
+        np.testing.assert_array_equal(first.input_ids[0], other.input_ids[0])
+        np.testing.assert_array_equal(first.pixel_values, other.pixel_values)
+
+
+def test_an_original_folder_takes_its_pixels_and_prompts_along(tmp_path):
+    """They are in its code, not in its files: padded to a square, and Vicuna's system sentence."""
+    model = tiny.tiny_llava()
+    tiny.write_shards(tmp_path, tiny.layout(model.state_dict(), "original"))
+    config = tiny.original_config(model) | {"vision_config": model.config.vision_config.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    convert_checkpoint(tmp_path, tmp_path.with_name(tmp_path.name + "-converted"))
+    before, after = tmp_path, tmp_path.with_name(tmp_path.name + "-converted")
+    llava = load_checkpoint(after).config
+    first, second = (
+        Processor.from_folder(folder, llava)(["what?"], [[tiny.random_image()]]) for folder in (before, after)
+    )
+    np.testing.assert_array_equal(first.input_ids[0], second.input_ids[0])
+    np.testing.assert_array_equal(first.pixel_values, second.pixel_values)
+    assert json.loads((after / "preprocessor_config.json").read_text())["do_pad"] is True
+
+
+def test_a_vision_tower_elsewhere_is_found_by_the_name_in_the_config(tmp_path, monkeypatch):
+    model = tiny.tiny_llava()
+    (tmp_path / "llava").mkdir()
+    (tmp_path / "clip").mkdir()
+    state = tiny.layout(model.state_dict(), "original")
+    tower = "model.vision_tower.vision_tower."
+    tiny.write_shards(tmp_path / "llava", {k: v for k, v in state.items() if not k.startswith(tower)}, kind="bin")
+    tiny.write_shards(tmp_path / "clip", {k.removeprefix(tower): v for k, v in state.items() if k.startswith(tower)})
+    model.config.vision_config.save_pretrained(tmp_path / "clip")
+    (tmp_path / "llava" / "config.json").write_text(json.dumps(tiny.original_config(model)))
+    asked = []
+
+    def from_hub(name):
+        asked.append(name)
+        return tmp_path / "clip"
+
+    monkeypatch.setattr(sources, "_from_hub", from_hub)
+    found = load_checkpoint(tmp_path / "llava")
+    assert asked == ["openai/clip-vit-large-patch14-336"]
+    assert_same(found, load_checkpoint(tmp_path / "llava", vision_tower=tmp_path / "clip"))
+    monkeypatch.setattr(sources, "_from_hub", lambda name: resolve_source(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="has no vision tower inside, give its folder as vision_tower"):
+        load_checkpoint(tmp_path / "llava")
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("single", ("huggingface", "A", {"float16"})),
+        ("bin", ("huggingface", "A", {"float16"})),
+        ("original", ("original", "original", {"float16"})),
+        ("converted", ("converted", "sparsevlm-jax", {"float16"})),
+    ],
+)
+def test_inspection_tells_what_a_folder_is_without_reading_it(folders, kind, expected):
+    info = inspect_checkpoint(folders[kind])
+    assert (info.kind, info.layout, set(info.dtypes)) == expected
+    assert info.parameters == sum(leaf.size for leaf in jax.tree.leaves(load_checkpoint(folders[kind]).params))
+    assert info.bytes == 2 * info.parameters
+
+
+@pytest.mark.parametrize("names", ["A", "B", "C", "D"])
+def test_inspection_knows_the_layouts(tmp_path, names):
+    tiny.save_llava(tmp_path, tiny.tiny_llava(), names=names)
+    assert inspect_checkpoint(tmp_path).layout == names
+
+
+def test_source_and_target_must_lie_apart(folders):
+    single = folders["single"]
+    for target in (single, single / "inside", single.parent):
+        with pytest.raises(CheckpointError, match="lie in one another"):
+            convert_checkpoint(single, target, overwrite=True)
+    assert load_checkpoint(single)
+
+
+class TestHub:
+    """A hub id goes through huggingface_hub; here its network is replaced, its cache is real."""
+
+    @pytest.fixture
+    def cache(self, tmp_path, monkeypatch):
+        """A cache that holds one repository, somebody/tiny, as the hub's client would have left it."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        repository = tmp_path / "models--somebody--tiny"
+        write_random_checkpoint(repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567", fuzz.CONFIG)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+        return repository
+
+    def test_the_cache_is_used_offline(self, cache, folders, monkeypatch):
+        import huggingface_hub
+
+        real = huggingface_hub.snapshot_download
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: real(*a, cache_dir=cache.parent, **k))
+        assert_same(load_checkpoint("somebody/tiny"), load_checkpoint(folders["single"]))
+
+    def test_what_cannot_be_had_is_one_sentence(self, cache):
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint("somebody/else")
+        assert str(error.value).startswith(
+            "there is no folder somebody/else, and the Hugging Face hub cannot give it (HF"
+        )
+        assert "\n" not in str(error.value)
+
+    def test_safetensors_are_preferred_and_other_weights_not_fetched(self, tmp_path, monkeypatch):
+        asked = []
+
+        def download(name, allow_patterns):
+            asked.append(allow_patterns)
+            if "pytorch_model*.bin" in allow_patterns:
+                (tmp_path / "pytorch_model.bin").write_bytes(b"")
+            return str(tmp_path)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        assert resolve_source("some/bins") == tmp_path
+        assert [patterns[-1] for patterns in asked] == ["model*.safetensors", "pytorch_model*.bin"]
+
+    def test_a_repository_without_weights_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
+        with pytest.raises(CheckpointError, match=r"repository some/where holds no model\*\.safetensors or pytorch"):
+            resolve_source("some/where")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../up", "owner/", "/abs/olute", "", "a b/c"])
+def test_what_is_neither_folder_nor_hub_id_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    if name == "":
+        assert resolve_source(name) == Path(".")  # as everywhere
+        return
+    with pytest.raises(CheckpointError, match="there is no folder .*, and it is not a hub id"):
+        resolve_source(name)
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file is a file, expected the folder of a checkpoint"):
+        resolve_source(tmp_path / "file")
