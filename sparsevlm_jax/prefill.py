@@ -8,7 +8,7 @@ that want the host to look at the counts in between.
 B batch · L tokens · I images · V visual tokens · S stages · D model dim · W vocabulary
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -104,7 +104,7 @@ def prefill(
     trace: bool = False,
     noise: Mapping[int, Float[Array, "B V"]] | None = None,
 ) -> PrefillResult:
-    """Runs the prompt through the decoder, pruning visual tokens on the way. Everything after `*` but `noise` is static.
+    """Runs the prompt through the decoder, pruning visual tokens on the way. All after `*` but `noise` is static.
 
     Args:
         sparsity: the method; None runs dense.
@@ -115,10 +115,11 @@ def prefill(
     lm = llava.language_model(params, config)
     stream, raters = start(lm, inputs, config=config, sparsity=sparsity, bucket=bucket)
     visual_total = stream.is_visual.sum(axis=1)
-    caches, stages, counts, wanted = [], [], [], []
+    states, stages, counts, wanted = [], [], [], []
     for layers, plan in segments(config.text.num_hidden_layers, sparsity, bucket):
-        caches.append((stream, *run_layers(lm, stream, layers, implementation=implementation)))
-        _, stream, outputs = caches[-1]
+        entered = stream
+        stream, outputs = run_layers(lm, entered, layers, implementation=implementation)
+        states.append(segment_state(entered, outputs, new_tokens))
         if plan is None or sparsity is None:
             continue
         decision = decide(stream, outputs.attention, visual_total, plan, sparsity)
@@ -131,7 +132,7 @@ def prefill(
     empty = jnp.zeros((0, inputs.length.shape[0]), jnp.int32)
     return PrefillResult(
         logits=last_logits(lm, stream),
-        state=_decode_state([(entered, outputs) for entered, _, outputs in caches], new_tokens),
+        state=join(states),
         visual_count=jnp.stack(counts) if counts else empty,
         wanted=jnp.stack(wanted) if wanted else empty,
         trace=Trace(raters, tuple(stages)) if trace else None,
@@ -146,7 +147,7 @@ def segments(num_layers: int, sparsity: SparsityConfig | None, bucket: Bucket) -
     result: list[tuple[range, StagePlan | None]] = [
         (range(first, end), plan) for first, end, plan in zip(starts, ends, plans, strict=False)
     ]
-    return result + [(range(starts[-1], num_layers), None)]
+    return [*result, (range(starts[-1], num_layers), None)]
 
 
 def start(
@@ -196,17 +197,27 @@ def last_logits(lm: CausalLM, stream: TokenStream) -> Float[Array, "B W"]:
     return lm.logits(last)[:, 0]
 
 
-def _decode_state(caches: list[tuple[TokenStream, LayerOutputs]], new_tokens: int) -> DecodeState:
-    keys, values, lengths, positions = [], [], [], []
-    for entered, outputs in caches:
-        last = jnp.take_along_axis(entered.position_ids, (entered.length - 1)[:, None], axis=1)[:, 0]
-        for k, v in zip(outputs.k, outputs.v, strict=True):
-            keys.append(with_room(k, new_tokens))
-            values.append(with_room(v, new_tokens))
-            lengths.append(entered.length)
-            positions.append(last + 1)
-    cache = KVCache(tuple(keys), tuple(values), jnp.stack(lengths))
-    return DecodeState(cache, jnp.stack(positions))
+def segment_state(entered: TokenStream, outputs: LayerOutputs, new_tokens: int) -> DecodeState:
+    """The state of a segment's layers alone, with room for `new_tokens`: what entered them is what they keep."""
+    layers = len(outputs.k)
+    last = jnp.take_along_axis(entered.position_ids, (entered.length - 1)[:, None], axis=1)[:, 0]
+    cache = KVCache(
+        tuple(with_room(k, new_tokens) for k in outputs.k),
+        tuple(with_room(v, new_tokens) for v in outputs.v),
+        jnp.broadcast_to(entered.length, (layers, *entered.length.shape)),
+    )
+    return DecodeState(cache, jnp.broadcast_to(last + 1, cache.length.shape))
+
+
+def join(states: Sequence[DecodeState]) -> DecodeState:
+    """The states of consecutive segments as one."""
+    caches = [state.cache for state in states]
+    cache = KVCache(
+        tuple(k for cache in caches for k in cache.k),
+        tuple(v for cache in caches for v in cache.v),
+        jnp.concatenate([cache.length for cache in caches]),
+    )
+    return DecodeState(cache, jnp.concatenate([state.next_position for state in states]))
 
 
 def _trace(stream: TokenStream, pruned: TokenStream, decision: Decision, recycled: Recycled | None) -> StageTrace:

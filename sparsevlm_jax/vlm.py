@@ -21,6 +21,7 @@ import numpy as np
 from . import accounting, decode
 from .accounting import Report, Timing
 from .batching import Batch, assemble, new_tokens_bucket
+from .bucketed import prefill_bucketed
 from .decode import Sampling
 from .models.attention import Implementation, choose_implementation
 from .models.llava import LlavaConfig, encode_images
@@ -217,16 +218,18 @@ class _Run:
                 vlm.params, batch.pixel_values, config=vlm.config, implementation=vlm.implementation
             )
             self.compile_ms += compile_ms
-        result, self.prefill_ms, compile_ms = _prefill(
-            vlm.params,
-            PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features),
+        static: dict[str, Any] = dict(
             config=vlm.config,
             sparsity=self.sparsity,
             bucket=batch.bucket,
             implementation=vlm.implementation,
             new_tokens=new_tokens_bucket(self.new_tokens),
-            trace=False,
         )
+        inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features)
+        if self.sparsity and self.sparsity.adaptive == "bucketed" and any(plan.table is None for plan in self.plans):
+            result, self.prefill_ms, compile_ms = prefill_bucketed(vlm.params, inputs, **static)
+        else:
+            result, self.prefill_ms, compile_ms = _prefill(vlm.params, inputs, trace=False, **static)
         self.compile_ms += compile_ms
         if any(overflow for row in range(self.rows) for overflow in self._overflow(row, result)):
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)

@@ -8,6 +8,7 @@ Presets name the published versions; every difference between them is a field, s
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from .budget import Budget, KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
 from .raters import Rule
@@ -77,6 +78,8 @@ class SparsityConfig:
         select: how scores become a choice.
         recycle: what becomes of the dropped; None drops them.
         positions: "repack" renumbers what is left, "keep" lets it keep its RoPE positions.
+        adaptive: for budgets that depend on the image. "padded": one program, each stage bounded by the budget's
+            capacity. "bucketed": the host reads the counts and picks the smallest program that holds them.
         name: for reports.
     """
 
@@ -88,6 +91,7 @@ class SparsityConfig:
     select: Selector = TopK()
     recycle: Rest | None = Recycle()
     positions: Positions = "repack"
+    adaptive: Literal["padded", "bucketed"] = "bucketed"
     name: str = "custom"
 
     @classmethod
@@ -161,7 +165,7 @@ class SparsityConfig:
         plans, visual = [], bucket.visual
         for stage, layer in enumerate(geometry.layers):
             if flow is None:
-                plan = self._bound(layer, visual, bucket)
+                plan = self.bound(layer, visual, bucket)
             else:
                 most = (int(field[stage].max()) for field in (flow.kept, flow.candidates, flow.merged, flow.leaving))
                 plan = StagePlan(layer, visual, *most, tuple(map(int, flow.kept[stage])), bucket)
@@ -169,8 +173,8 @@ class SparsityConfig:
             plans.append(plan)
         return tuple(plans)
 
-    def _bound(self, layer: int, visual: int, bucket: Bucket) -> StagePlan:
-        """A stage whose counts depend on the image: bounded, not known."""
+    def bound(self, layer: int, visual: int, bucket: Bucket) -> StagePlan:
+        """A stage after `layer` that at most `visual` tokens enter and whose counts depend on the image."""
         kept = self.budget.bound(visual, bucket.text)
         candidates = int(self.recycle.candidate_count(visual)) if self.recycle else 0
         merged = int(self.recycle.merged_count(visual, kept)) if self.recycle else 0
