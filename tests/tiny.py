@@ -59,7 +59,7 @@ def tiny_config(*, kv_heads: int = 4, tied: bool = False, layers: int = 4) -> tr
     )
 
 
-def tiny_llava(*, seed: int = 0, **sizes) -> transformers.LlavaForConditionalGeneration:
+def tiny_llava(*, seed: int = 0, **sizes) -> Any:
     """A random float32 model whose norms and biases are random too, so that no wrong one goes unseen."""
     torch.manual_seed(seed)
     model = transformers.LlavaForConditionalGeneration(tiny_config(**sizes)).eval()
@@ -160,8 +160,11 @@ def original_config(model: Any) -> dict:
     }
 
 
-def tiny_tokenizer() -> transformers.LlamaTokenizer:
-    """A Llama tokenizer learnt on three sentences: 3 specials, 256 bytes, pieces up to 400, then <image> and <pad>."""
+def tiny_tokenizer(*, marks: bool = True) -> transformers.LlamaTokenizer:
+    """A Llama tokenizer learnt on three sentences: 3 specials, 256 bytes, pieces up to 400, then <image> and <pad>.
+
+    `marks=False` leaves the last two out, as the original LLaVA's tokenizer does.
+    """
     learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=IMAGE_ID - 259, show_progress=False))
@@ -175,12 +178,19 @@ def tiny_tokenizer() -> transformers.LlamaTokenizer:
         add_bos_token=True,
         padding_side="left",
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    if marks:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return tokenizer
 
 
-def tiny_processor() -> transformers.LlavaProcessor:
+def load_in_transformers(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model as `transformers` loads it, and what it says of missing and unexpected keys."""
+    auto: Any = transformers.LlavaForConditionalGeneration
+    return auto.from_pretrained(folder, output_loading_info=True)
+
+
+def tiny_processor() -> Any:
     """HF's processor for the tiny model: PIL backend, so that neither torch nor torchvision is asked for."""
     images = transformers.CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}

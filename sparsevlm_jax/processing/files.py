@@ -6,6 +6,7 @@ An original LLaVA folder (its `config.json` names a `mm_vision_tower`) has a tok
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise CheckpointError(f"{folder} has no tokenizer.json or tokenizer.model")
     try:
-        return _auto_tokenizer().from_pretrained(folder, local_files_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of fields in old config files, which nobody here can change
+            return _auto_tokenizer().from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and its Rust core raise whatever a damaged file leads to
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
 

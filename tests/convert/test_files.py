@@ -32,7 +32,12 @@ def assert_refused(folder, message):
 
 def test_shards_are_joined(folder):
     tensors = open_weights(folder)
-    assert {name: tensor.file.name for name, tensor in tensors.items()} == dict(a=FIRST, c=FIRST, b=SECOND, d=SECOND)  # noqa: C408
+    assert {name: tensor.file.name for name, tensor in tensors.items()} == {
+        "a": FIRST,
+        "c": FIRST,
+        "b": SECOND,
+        "d": SECOND,
+    }
 
 
 def test_metadata_is_optional(folder):

@@ -7,6 +7,7 @@ import transformers
 
 from sparsevlm_jax.convert import read_config, read_params, write_random_checkpoint
 from sparsevlm_jax.trees import flatten
+from tests import tiny
 from tests.convert.fuzz import CONFIG
 
 
@@ -18,7 +19,7 @@ def folder(tmp_path_factory):
 
 
 def test_transformers_loads_it(folder):
-    model, info = transformers.LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    model, info = tiny.load_in_transformers(folder)
     assert not any(info.values()), info
     assert str(model.dtype) == "torch.bfloat16"
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from torch import _utils
 
 from sparsevlm_jax.convert.torch_bin import open_torch_bin
 from sparsevlm_jax.errors import CheckpointError
@@ -84,7 +85,7 @@ class _Described:
         self.arguments = (_Storage(numel), offset, shape, strides, False, OrderedDict())
 
     def __reduce__(self):
-        return torch._utils._rebuild_tensor_v2, self.arguments
+        return _utils._rebuild_tensor_v2, self.arguments
 
 
 class _Storage:
