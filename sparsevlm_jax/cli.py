@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Vision-language models in JAX that drop most image tokens on the way (SparseVLM, arXiv 2410.04417).
 
+  sparsevlm demo
   sparsevlm generate --model DIR --image street.png --prompt "What is written on the blue sign?"
   sparsevlm info DIR
   sparsevlm convert DIR OUT
@@ -50,6 +52,12 @@ examples:
   sparsevlm convert liuhaotian/llava-v1.5-7b out/ --vision-tower openai/clip-vit-large-patch14-336
 
 The converted folder loads faster, holds tokenizer and processor files too, and either is there whole or not at all."""
+
+DEMO = """\
+examples:
+  sparsevlm demo                              a street nobody has seen, three questions, all tokens and a third
+  sparsevlm demo --seed 7 --save street.png   another street, and its picture
+  sparsevlm demo --tokens 1/9                 fewer image tokens"""
 
 INFO = """\
 examples:
@@ -201,6 +209,38 @@ def _describe(info: "CheckpointInfo") -> Iterator[str]:
     )
 
 
+def _add_demo(commands: Commands) -> argparse.ArgumentParser:
+    parser = _command(commands, "demo", "draw a street and ask about it, with all image tokens and with some", DEMO)
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="which street (default: %(default)s)")
+    parser.add_argument("--tokens", metavar="N", default="1/3", help="image tokens to keep (default: %(default)s)")
+    parser.add_argument("--save", metavar="FILE", type=Path, help="save the picture")
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo import CHECKPOINT, show
+
+    sparsity = _sparsevlm(args.tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        model = CHECKPOINT
+        if not CHECKPOINT.is_dir():
+            print("No trained model is bundled yet: these are the answers of a small random one, written just now.\n")
+            model = _random_model(Path(folder) / "random")
+        for line in show.lines(show.run_demo(seed=args.seed, sparsity=sparsity, model=model, save_to=args.save)):
+            print(line)
+
+
+def _random_model(folder: Path) -> Path:
+    from .convert import write_random_checkpoint
+
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
+    vision = {**sizes, "image_size": 168, "patch_size": 14}
+    text = {**sizes, "vocab_size": 320, "max_position_embeddings": 2048}
+    config = {"model_type": "llava", "image_token_index": 300, "vision_config": vision, "text_config": text}
+    write_random_checkpoint(folder, config, dtype="float32")
+    return folder
+
+
 def _dense(tokens: str) -> None:
     return None
 
@@ -212,7 +252,7 @@ def _sparsevlm(tokens: str) -> "SparsityConfig":
 
 
 METHODS: dict[str, Callable[[str], "SparsityConfig | None"]] = {"sparsevlm": _sparsevlm, "dense": _dense}
-COMMANDS = ((_add_generate, _generate), (_add_convert, _convert), (_add_info, _info))
+COMMANDS = ((_add_demo, _demo), (_add_generate, _generate), (_add_convert, _convert), (_add_info, _info))
 
 
 def _compilation_cache() -> None:

@@ -35,7 +35,7 @@ def assert_one_line_error(result: tuple[int, str, str], *words: str) -> None:
         assert word in err
 
 
-@pytest.mark.parametrize("command", ["", "generate", "convert", "info"])
+@pytest.mark.parametrize("command", ["", "demo", "generate", "convert", "info"])
 def test_help_shows_examples_and_loads_nothing_heavy(command):
     script = (
         f"import sys; from sparsevlm_jax import cli; sys.modules['jax'] = None; cli.main({[*command.split(), '-h']})"
@@ -47,7 +47,7 @@ def test_help_shows_examples_and_loads_nothing_heavy(command):
 
 def test_every_command_of_the_help_is_one_of_the_table():
     summary = cli._parser().format_help()
-    for name in ("generate", "convert", "info"):
+    for name in ("demo", "generate", "convert", "info"):
         assert f"    {name} " in summary
     assert len(cli.COMMANDS) == summary.partition("COMMAND\n")[2].count("\n")
 
