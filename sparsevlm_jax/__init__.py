@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .accounting import Report
     from .errors import CheckpointError, CheckpointWarning
     from .sparsify import SparsityConfig
+    from .trace import SparsityTrace, load_trace, save_trace, trace_prefill
     from .vlm import VLM, Output, generate, load, stream
 
 __version__ = "0.1.0"
@@ -24,10 +25,14 @@ _HOME = {
     "Output": "vlm",
     "Report": "accounting",
     "SparsityConfig": "sparsify",
+    "SparsityTrace": "trace",
     "VLM": "vlm",
     "generate": "vlm",
     "load": "vlm",
+    "load_trace": "trace",
+    "save_trace": "trace",
     "stream": "vlm",
+    "trace_prefill": "trace",
 }
 
 __all__ = [
@@ -37,9 +42,13 @@ __all__ = [
     "Output",
     "Report",
     "SparsityConfig",
+    "SparsityTrace",
     "generate",
     "load",
+    "load_trace",
+    "save_trace",
     "stream",
+    "trace_prefill",
 ]
 
 

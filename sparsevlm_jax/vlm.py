@@ -128,7 +128,7 @@ def generate(
             prompt longer than the model's positions, options out of range.
         OSError: an image file that cannot be read.
     """
-    run = _Run(vlm, prompt, image, sparsity, max_new_tokens)
+    run = Run(vlm, prompt, image, sparsity, max_new_tokens)
     sampling = _sampling(run.rows, temperature, top_k, top_p, seed)
     prefilled = run.prefill()
     buffer = new_tokens_bucket(max_new_tokens)
@@ -172,7 +172,7 @@ def stream(
 
     Arguments and errors as in `generate`; errors are raised at the first piece.
     """
-    run = _Run(vlm, [prompt], [image], sparsity, max_new_tokens)
+    run = Run(vlm, [prompt], [image], sparsity, max_new_tokens)
     sampling = _sampling(1, temperature, top_k, top_p, seed)
     prefilled = run.prefill()
     logits, state = prefilled.logits, prefilled.state
@@ -191,7 +191,7 @@ def stream(
     yield vlm.processor.decode(tokens)[len(shown) :]
 
 
-class _Run:
+class Run:
     """One call: inputs checked and padded, then prefilled; keeps the clocks."""
 
     def __init__(self, vlm: VLM, prompt: Any, image: Any, sparsity: SparsityConfig | None, max_new_tokens: int):
@@ -210,7 +210,8 @@ class _Run:
     def rows(self) -> int:
         return len(self.batch.length)
 
-    def prefill(self) -> PrefillResult:
+    def prefill(self, *, trace: bool = False) -> PrefillResult:
+        """Encodes and prefills; with `trace` in one program, whatever `sparsity.adaptive` says."""
         vlm, batch = self.vlm, self.batch
         features = jnp.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
         if len(batch.pixel_values):
@@ -226,10 +227,11 @@ class _Run:
             new_tokens=new_tokens_bucket(self.new_tokens),
         )
         inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features)
-        if self.sparsity and self.sparsity.adaptive == "bucketed" and any(plan.table is None for plan in self.plans):
+        counts_vary = any(plan.table is None for plan in self.plans)
+        if self.sparsity and self.sparsity.adaptive == "bucketed" and counts_vary and not trace:
             result, self.prefill_ms, compile_ms = prefill_bucketed(vlm.params, inputs, **static)
         else:
-            result, self.prefill_ms, compile_ms = _prefill(vlm.params, inputs, trace=False, **static)
+            result, self.prefill_ms, compile_ms = _prefill(vlm.params, inputs, trace=trace, **static)
         self.compile_ms += compile_ms
         if any(overflow for row in range(self.rows) for overflow in self._overflow(row, result)):
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)

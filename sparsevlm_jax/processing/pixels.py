@@ -86,6 +86,11 @@ class PixelConfig:
         read.done()
         return fields
 
+    def restore(self, pixel_values: Float[np.ndarray, "I C H W"]) -> UInt8[np.ndarray, "I H W C"]:
+        """Pixel values back into pictures: what the model saw, to show to people."""
+        pixels = pixel_values.transpose(0, 2, 3, 1) * np.float32(self.image_std) + np.float32(self.image_mean)
+        return np.clip(np.rint(pixels / self.rescale_factor), 0, 255).astype(np.uint8)
+
     def to_hf(self) -> dict[str, Any]:
         """The `preprocessor_config.json` that `from_hf` reads back to an equal config."""
         size = {"shortest_edge": self.shortest_edge} if self.size is None else _height_width(self.size)

@@ -30,7 +30,7 @@ from .scores import (
 )
 from .select import Selection, Selector, TopK, select
 from .stage import Decision, apply, decide
-from .stream import TokenStream, compact, slots_of
+from .stream import TokenStream, compact, slots_of, to_slots
 
 __all__ = [
     "Anchors",
@@ -78,4 +78,5 @@ __all__ = [
     "select_raters",
     "simulate",
     "slots_of",
+    "to_slots",
 ]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .stream import slots_of
+from .stream import slots_of, to_slots
 
 Rule = Literal["greater", "greater_equal", "all", "last"]
 
@@ -56,13 +56,8 @@ def select_raters(
     chosen = valid & _passes(relevance, mean, valid, rule)
     chosen = jnp.where(chosen.any(axis=1, keepdims=True), chosen, valid) & is_visual.any(axis=1, keepdims=True)
 
-    rows = jnp.arange(hidden.shape[0])[:, None]
-    target = jnp.where(valid, slots, hidden.shape[1])
-    empty = jnp.zeros(is_visual.shape)
-    return Raters(
-        is_rater=empty.astype(bool).at[rows, target].set(chosen, mode="drop"),
-        relevance=empty.at[rows, target].set(relevance, mode="drop"),
-    )
+    length = is_visual.shape[1]
+    return Raters(to_slots(chosen, slots, valid, length), to_slots(relevance, slots, valid, length))
 
 
 def _passes(relevance, mean, valid, rule: Rule) -> Bool[Array, "B Q"]:

@@ -16,7 +16,7 @@ from .config import SparsityConfig, StagePlan
 from .recycle import Recycled
 from .scorer import Attention, Scores, StageInputs
 from .select import Selection
-from .stream import TokenStream, compact, slots_of
+from .stream import TokenStream, compact, slots_of, to_slots
 
 
 class Decision(NamedTuple):
@@ -74,8 +74,8 @@ def apply(
 ) -> tuple[TokenStream, Recycled | None]:
     """The stream of `plan.capacity` slots that `decision` leaves, and how the dropped were recycled."""
     selection, slot = decision.selection, decision.visual_slot
-    kept = _scatter(selection.is_kept, slot, jnp.arange(slot.shape[1]) < decision.visual_count[:, None], stream)
-    is_kept = kept | ~stream.is_visual
+    is_visual = jnp.arange(slot.shape[1]) < decision.visual_count[:, None]
+    is_kept = ~stream.is_visual | to_slots(selection.is_kept, slot, is_visual, stream.is_visual.shape[1])
     if config.recycle is None or plan.merged == 0:
         batch, _, dim = stream.hidden.shape
         nothing = jnp.zeros((batch, 0), jnp.int32)
@@ -96,11 +96,3 @@ def apply(
         position = jnp.take_along_axis(stream.position_ids, center_slot, axis=1)
     pruned = compact(stream, is_kept, merged, position, count, capacity=plan.capacity, positions=config.positions)
     return pruned, recycled
-
-
-def _scatter(
-    values: Bool[Array, "B V"], slot: Int[Array, "B V"], valid: Bool[Array, "B V"], stream: TokenStream
-) -> Bool[Array, "B L"]:
-    """Visual-indexed values back onto the stream's slots; padding of `slot` goes nowhere."""
-    rows, length = jnp.arange(slot.shape[0])[:, None], stream.is_visual.shape[1]
-    return jnp.zeros(stream.is_visual.shape, bool).at[rows, jnp.where(valid, slot, length)].set(values, mode="drop")

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 Positions = Literal["repack", "keep"]
 
@@ -37,6 +37,15 @@ def slots_of(mask: Bool[Array, "B L"], size: int) -> tuple[Int[Array, "B size"],
     """
     slots = jax.vmap(lambda row: jnp.flatnonzero(row, size=size, fill_value=0))(mask)
     return slots, jnp.arange(size) < mask.sum(axis=1, keepdims=True)
+
+
+def to_slots(
+    values: Shaped[Array, "B size"], slots: Int[Array, "B size"], valid: Bool[Array, "B size"], length: int
+) -> Shaped[Array, "B L"]:
+    """The way back of `slots_of`: each valid value in its slot of `length`, 0 or False elsewhere."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+    empty = jnp.zeros((slots.shape[0], length), values.dtype)
+    return empty.at[rows, jnp.where(valid, slots, length)].set(values, mode="drop")
 
 
 def compact(
