@@ -2,8 +2,8 @@
 
     python tests/golden/check.py DIR...
 
-Each DIR is a recorded case (meta.json + golden.npz), a folder of function-level recordings (index.json + golden.npz), or
-a folder holding such folders. One line a case; exit status 0 only if every case given holds.
+Each DIR is a recorded case (meta.json + golden.npz), a folder of function-level recordings (index.json + golden.npz),
+or a folder holding such folders. One line a case; exit status 0 only if every case given holds.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.golden.functional import compare_functional  # noqa: E402
-from tests.golden.replay import compare_case  # noqa: E402
+from tests.golden.functional import compare_functional
+from tests.golden.replay import compare_case
 
 
 def find_cases(folder: Path) -> list[Path]:

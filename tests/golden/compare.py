@@ -1,4 +1,4 @@
-"""Comparing with a recording: exact things equal, the rest by its largest error relative to the reference's largest value."""
+"""Comparing with a recording: exact things equal, the rest by its largest error, relative to the largest value."""
 
 from dataclasses import dataclass, field
 

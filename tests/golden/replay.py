@@ -1,6 +1,5 @@
 """Runs a recorded case of the official SparseVLM code through this library, end to end, under jit."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -19,6 +18,12 @@ from .compare import Comparison
 
 VERSIONS = ("v10", "v15", "v20", "video")
 LIMIT, RANK_LIMIT, GRAVITY_SCORE_LIMIT = 2e-5, 1e-4, 2e-2
+
+_tower = jax.jit(llava.vision_features, static_argnames=("config", "implementation"))
+_project = jax.jit(llava.project, static_argnames=("config",))
+_prefill = jax.jit(prefill, static_argnames=("config", "sparsity", "bucket", "implementation", "new_tokens", "trace"))
+_step = jax.jit(decode.decode_step, static_argnames=("config", "implementation"))
+_generate = jax.jit(decode.generate, static_argnames=("config", "implementation", "buffer"))
 
 
 def compare_case(folder: Path) -> Comparison:
@@ -62,18 +67,17 @@ def _replay(meta: dict, recorded: dict, model: Path, result: Comparison) -> None
         for layer in meta["pruning_layers"]
         if (noise := recorded.get(f"L{layer}.noise")) is not None
     }
-    run = jax.jit(
-        functools.partial(
-            prefill,
-            config=config,
-            sparsity=sparsity,
-            bucket=bucket,
-            implementation="xla",
-            new_tokens=len(recorded["gen_ids"]),
-            trace=True,
-        )
+    out = _prefill(
+        params,
+        inputs,
+        config=config,
+        sparsity=sparsity,
+        bucket=bucket,
+        implementation="xla",
+        new_tokens=len(recorded["gen_ids"]),
+        trace=True,
+        noise=noise,
     )
-    out = run(params, inputs, noise=noise)
     _compare_raters(out, recorded, int(inputs.length[0]), result)
     for layer, stage in zip(meta["pruning_layers"], out.trace.stages, strict=True):
         _compare_stage(f"L{layer}.", stage, recorded, config, result)
@@ -86,10 +90,9 @@ def _features(params: dict, config: LlavaConfig, recorded: dict, result: Compari
     features = jnp.asarray(recorded["vision_features"])
     features = features.reshape(-1, *features.shape[-2:])
     if "pixel_values" in recorded:
-        tower = jax.jit(functools.partial(llava.vision_features, config=config, implementation="xla"))
-        features = tower(params, jnp.asarray(recorded["pixel_values"]))
+        features = _tower(params, jnp.asarray(recorded["pixel_values"]), config=config, implementation="xla")
         result.close("hidden", "vision_features", features, recorded["vision_features"])
-    embeddings = jax.jit(functools.partial(llava.project, config=config))(params, features)
+    embeddings = _project(params, features, config=config)
     start, end = int(recorded["v_token_start"]), int(recorded["text_token_start"])
     expected = recorded["inputs_embeds"][0, start:end]
     result.close("hidden", "inputs_embeds", embeddings.reshape(expected.shape), expected)
@@ -193,16 +196,15 @@ def _compare_decoding(
     state, logits = out.state, [np.asarray(out.logits[0])]
     result.same("kv", "prefill_kv_len", state.cache.length[:, 0], recorded["prefill_kv_len"])
     result.same("positions", "prefill_last_position", state.next_position[:, 0] - 1, recorded["prefill_last_position"])
-    step = jax.jit(functools.partial(decode.decode_step, config=config, implementation="xla"))
     for index, token in enumerate(recorded["gen_ids"][:-1]):
         result.same(
             "positions", f"decode {index} position", state.next_position[:, 0], recorded["decode_position_ids"][index]
         )
-        row, state = step(params, state, jnp.asarray([token], jnp.int32))
+        row, state = _step(params, state, jnp.asarray([token], jnp.int32), config=config, implementation="xla")
         logits.append(np.asarray(row[0]))
         result.same("kv", f"decode {index} kv_len", state.cache.length[:, 0], recorded["decode_kv_len"][index])
     result.close("logits", "gen_logits", np.stack(logits), recorded["gen_logits"])
     size = len(recorded["gen_ids"])
-    loop = jax.jit(functools.partial(decode.generate, config=config, implementation="xla", buffer=size))
-    generated, _ = loop(params, out.logits, out.state, jnp.int32(size))
+    options = dict(config=config, implementation="xla", buffer=size)
+    generated, _ = _generate(params, out.logits, out.state, jnp.int32(size), **options)
     result.same("ids", "gen_ids", generated.tokens[0, : int(generated.count[0])], recorded["gen_ids"])

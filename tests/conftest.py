@@ -1,0 +1,18 @@
+"""Shared by all tests: how many examples property tests draw, and one tiny checkpoint for the whole session."""
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# The same examples in every run: a red test stays red, and shapes that are compiled once stay compiled.
+hypothesis.settings.register_profile("repository", max_examples=25, derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repository")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A llava-hf folder of a random 4-layer model with tokenizer and processor; read it, do not write to it."""
+    from tests.tiny import save_tiny_checkpoint  # torch, which most tests do not need
+
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "llava")

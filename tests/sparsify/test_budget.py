@@ -1,0 +1,111 @@
+"""Budgets say how many tokens stay, exactly."""
+
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsevlm_jax.sparsify import Geometry, KeptTokens, RankDeficit, RankScale, Recycle, Tokens
+from sparsevlm_jax.sparsify.budget import CountInputs
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        (192, 192),
+        ("192", 192),
+        (" 64 ", 64),
+        ("1/3", Fraction(1, 3)),
+        (Fraction(1, 3), Fraction(1, 3)),
+        (0.25, Fraction(1, 4)),
+        ("0.25", Fraction(1, 4)),
+        ("25%", Fraction(1, 4)),
+        ("100%", Fraction(1)),
+        (1.0, Fraction(1)),
+        (1, 1),
+        ("1", 1),
+    ],
+)
+def test_a_budget_is_a_number_of_tokens_or_a_share(text, amount):
+    parsed = Tokens.parse(text).amount
+    assert parsed == amount and isinstance(parsed, type(amount))
+
+
+@pytest.mark.parametrize("text", [0, -3, "0", "3/2", 1.5, "150%", "0%", True, "many", "", "1/0", None, "nan", 1e400])
+def test_anything_else_is_refused_by_name(text):
+    with pytest.raises(ValueError, match="got"):
+        Tokens.parse(text)
+
+
+def geometry(*layers: int, visual: int = 40, images: int = 1) -> Geometry:
+    return Geometry(8, layers, visual * images, visual)
+
+
+def test_kept_tokens_drop_at_least_one_token_a_stage_and_none_of_nothing():
+    table = KeptTokens((100, 5)).table(geometry(1, 3), None)
+    assert table.tolist() == [[0, 39], [0, 5]]
+    assert KeptTokens((100, 100, 100)).table(geometry(1, 3, 5), None).tolist() == [[0, 39], [0, 38], [0, 37]]
+
+
+def test_kept_tokens_count_merged_ones_when_they_clamp():
+    # 40 -> 39 + 1 merged -> 39 + 1 merged: nothing is gained, as in the official code.
+    assert KeptTokens((100, 100)).table(geometry(1, 3), Recycle()).tolist() == [[0, 39], [0, 39]]
+
+
+def test_kept_tokens_are_for_each_row_whatever_its_images():
+    assert KeptTokens((50,)).table(geometry(1, images=2), None).tolist() == [[0, 39, 50]]
+
+
+def test_kept_tokens_need_one_number_a_stage():
+    with pytest.raises(ValueError, match=r"pruning layers \(1, 3\), got \(5,\)"):
+        KeptTokens((5,)).table(geometry(1, 3), None)
+    for kept in ((), (-1,), (2.5,)):
+        with pytest.raises(ValueError, match="whole numbers >= 0"):
+            KeptTokens(kept)
+
+
+def inputs_of_ranks(ranks, visual: int) -> CountInputs:
+    """One row per rank: a map with that many equal singular values."""
+    raters = max(*ranks, 1)
+    maps = np.stack([np.eye(raters, visual) * (np.arange(raters) < r)[:, None] for r in ranks])
+    full = np.full(len(ranks), visual), np.full(len(ranks), raters)
+    return CountInputs(jnp.array(full[0]), jnp.array(full[1]), jnp.array(maps, jnp.float32))
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(13.5, 0), (9, 6), (0.8, 0), (0.29, 0), (1, -3), (0.1, 0.7)])
+def test_rank_scale_truncates_as_python_does(scale, bias):
+    ranks = list(range(25))
+    counts = RankScale(scale, bias).count(inputs_of_ranks(ranks, visual=60))
+    assert counts.tolist() == [min(max(int(r * scale + bias), 0), 59) for r in ranks]
+
+
+def test_rank_scale_is_exact_where_float32_is_not():
+    assert int(100 * 0.29) == 28 and int(np.float32(100) * np.float32(0.29)) == 29
+    assert RankScale(0.29, 0).count(inputs_of_ranks([100], visual=120)).tolist() == [28]
+
+
+def test_full_rank_keeps_everything_otherwise_at_least_one_token_goes():
+    assert RankScale(13.5, 0).count(inputs_of_ranks([6, 5], visual=6)).tolist() == [6, 5]
+
+
+def test_rank_deficit_drops_a_share_of_what_the_rank_leaves():
+    counts = RankDeficit(0.5).count(inputs_of_ranks([0, 3, 10], visual=10))
+    assert counts.tolist() == [5, 7, 10]
+    assert RankDeficit(0.0).count(inputs_of_ranks([3], visual=10)).tolist() == [10]
+    with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
+        RankDeficit(1.5)
+
+
+def test_smooth_ranks_count_too():
+    inputs = inputs_of_ranks([4, 6], visual=20)
+    assert RankScale(2.5, 1, measure="stable").count(inputs).tolist() == [11, 16]
+    assert RankDeficit(0.5, measure="stable").count(inputs).tolist() == [12, 13]
+
+
+def test_capacity_bounds_what_a_stage_keeps():
+    assert (RankScale(capacity=7).bound(20, 9), RankScale(capacity=70).bound(20, 9), RankScale().bound(20, 9)) == (
+        7,
+        20,
+        20,
+    )
