@@ -90,17 +90,15 @@ def _plan(
 ) -> tuple[dict[str, tuple[int, ...]], list[Group]]:
     """Every parameter to fill, and the tensors to fill them from."""
     tensors = open_weights(folder)
+    tower = {} if vision_tower is None else open_weights(vision_tower)
     layers = config.text.num_hidden_layers + (0 if _TOWER in without else config.vision.num_hidden_layers)
-    if layers > len(tensors) and vision_tower is None:  # before a tree of that many layers is built
+    if layers > len(tensors) + len(tower):  # before a tree of that many layers is built
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")
     tree = {part: leaves for part, leaves in abstract_params(config, jnp.float32).items() if part not in without}
     targets = {name: leaf.shape for name, leaf in flatten(tree).items()}
     if config.text.tie_word_embeddings:
         tensors = _without_tied_head(folder, tensors)
-    groups = [Group(tensors)]
-    if vision_tower is not None:
-        groups.append(Group(open_weights(vision_tower), CLIP, CLIP_IGNORED))
-    return targets, groups
+    return targets, [Group(tensors), Group(tower, CLIP, CLIP_IGNORED)]
 
 
 def _without_tied_head(folder: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -44,6 +44,7 @@ def new_folder(
         with _locked(work):
             yield work
             _sync(work)
+            _check_free(target, overwrite, replaceable)  # somebody may have been faster
             _put_in_place(work, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error

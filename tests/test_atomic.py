@@ -55,6 +55,12 @@ def test_what_exists_is_kept_unless_asked(tmp_path):
     assert (tmp_path / "model" / "part" / "file").read_text() == "old"
 
 
+def test_what_came_to_exist_meanwhile_is_kept_too(tmp_path):
+    with pytest.raises(CheckpointError, match="model already exists"), new_folder(tmp_path / "model"):
+        write(tmp_path / "model", "theirs")
+    assert (tmp_path / "model" / "part" / "file").read_text() == "theirs" and names(tmp_path) == ["model"]
+
+
 def test_overwriting_replaces_the_whole_folder(tmp_path):
     write(tmp_path / "model", "old")
     (tmp_path / "model" / "stale").write_text("")

@@ -1,6 +1,7 @@
 """Loading: the same model under every layout, sharding and file format gives the same parameters, bit for bit."""
 
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from sparsevlm_jax.convert import read_config, read_params
+from sparsevlm_jax.convert import read_config, read_params, write_random_checkpoint
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import abstract_params
 from sparsevlm_jax.trees import flatten
@@ -198,3 +199,24 @@ class TestOriginalLayout:
             config = {"model_type": "clip", "vision_config": config, "text_config": {}}
         tiny.write_shards(folder, state, kind="bin")
         (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_the_host_holds_one_tensor_beside_the_parameters(tmp_path, dtype):
+    """numpy's allocations are traced; those that became parameters are still there at the end, the rest is above."""
+    wide = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 6}
+    text, vision = {"vocab_size": 8192, **wide}, {"image_size": 28, "patch_size": 14, **wide}
+    write_random_checkpoint(
+        tmp_path / "model",
+        {"model_type": "llava", "image_token_index": 300, "text_config": text, "vision_config": vision},
+        max_shard_bytes=3_000_000,
+    )
+    config = read_config(tmp_path / "model")
+    read_params(tmp_path / "model", config, dtype=dtype)  # compiles, imports and caches what there is
+    tracemalloc.start()
+    params = read_params(tmp_path / "model", config, dtype=dtype)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
+    assert peak < sum(sizes) + 1.25 * max(sizes)
+    assert sum(sizes) > 2.5 * max(sizes)  # else the bound would say nothing
