@@ -1,0 +1,42 @@
+"""Model sizes by name, with their source, and timing that a noisy machine can stand."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+
+from sparsevlm_jax.models import ClipVisionConfig, LlamaConfig, LlavaConfig
+
+_CLIP_L_336 = ClipVisionConfig(1024, 4096, 24, 16, 336, 14)  # openai/clip-vit-large-patch14-336
+_CLIP_B_224 = ClipVisionConfig(768, 3072, 12, 12, 224, 16)  # openai/clip-vit-base-patch16
+
+
+def _llava(vision: ClipVisionConfig, width: int, ffn: int, layers: int, heads: int, kv_heads: int) -> LlavaConfig:
+    text = LlamaConfig(32064, width, ffn, layers, heads, kv_heads, width // heads, 1e-5, 1e4, 4096)
+    return LlavaConfig(vision, text, image_token_id=32000)
+
+
+MODELS = {
+    "7b": _llava(_CLIP_L_336, 4096, 11008, 32, 32, 32),  # llava-hf/llava-1.5-7b-hf
+    "13b": _llava(_CLIP_L_336, 5120, 13824, 40, 40, 40),  # llava-hf/llava-1.5-13b-hf
+    "1b": _llava(_CLIP_L_336, 2048, 5632, 22, 32, 4),  # the decoder of TinyLlama-1.1B
+    "0.1b": _llava(_CLIP_B_224, 768, 2048, 12, 12, 12),  # a decoder of GPT-2's size
+}
+
+
+def alternate(variants: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each variant, `repeats` times, taken in turns so that drift hits all alike; one warm-up each."""
+    for run in variants.values():
+        jax.block_until_ready(run())
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def median(times: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in times.items()}
