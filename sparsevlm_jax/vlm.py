@@ -10,7 +10,7 @@ Everything underneath is pure and jitted; here are the checks, the padding, the 
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +95,8 @@ def load(
     checkpoint = load_checkpoint(source, dtype=dtype, vision_tower=vision_tower)
     processor = Processor.from_folder(checkpoint.folder, checkpoint.config, pad_to_square=pad_to_square)
     chosen = attention or choose_implementation(dtype, head_dim=checkpoint.config.text.head_dim, platform=platform)
-    return VLM(checkpoint.config, checkpoint.params, processor, chosen, str(source))
+    config = replace(checkpoint.config, eos_token_ids=processor.eos_token_ids)  # generation_config.json has the last word
+    return VLM(config, checkpoint.params, processor, chosen, str(source))
 
 
 def generate(
@@ -181,8 +182,8 @@ def stream(
     for step in range(max_new_tokens):
         token = decode.choose(logits, sampling, step)
         tokens.append(int(token[0]))
-        text = vlm.processor.decode(tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a multi-byte character: wait for the rest
+        text = vlm.processor.decode_settled(tokens)
+        if len(text) > len(shown):
             yield text[len(shown) :]
             shown = text
         if tokens[-1] in vlm.config.eos_token_ids or step + 1 == max_new_tokens:

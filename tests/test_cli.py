@@ -1,20 +1,29 @@
 """The command line: what it prints, and that whatever a user gets wrong ends in one line and exit code 2."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
+from PIL import Image
 
-from sparsevlm_jax import cli
-from tests.tiny import save_tiny_checkpoint
+import sparsevlm_jax as sv
+from sparsevlm_jax import SparsityConfig, cli
+from tests.tiny import random_image
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("cli") / "tiny-llava")
+@pytest.fixture
+def checkpoint(tiny_checkpoint) -> Path:
+    return tiny_checkpoint
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    Image.fromarray(random_image()).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
 
 
 @pytest.fixture(autouse=True)
@@ -37,28 +46,60 @@ def assert_one_line_error(result: tuple[int, str, str], *words: str) -> None:
 
 @pytest.mark.parametrize("command", ["", "demo", "generate", "convert", "info"])
 def test_help_shows_examples_and_loads_nothing_heavy(command):
-    script = (
-        f"import sys; from sparsevlm_jax import cli; sys.modules['jax'] = None; cli.main({[*command.split(), '-h']})"
-    )
+    arguments = [*command.split(), "--help"]
+    script = f"import sys; sys.modules['jax'] = None; from sparsevlm_jax import cli; cli.main({arguments})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"sparsevlm {command or 'generate'} " in done.stdout.partition("examples:" if command else "arXiv")[2]
 
 
-def test_every_command_of_the_help_is_one_of_the_table():
-    summary = cli._parser().format_help()
-    for name in ("demo", "generate", "convert", "info"):
-        assert f"    {name} " in summary
-    assert len(cli.COMMANDS) == summary.partition("COMMAND\n")[2].count("\n")
+def test_the_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = re.findall(r"^    (\w+)", capsys.readouterr().out.partition("COMMAND\n")[2], re.MULTILINE)
+    assert listed == ["demo", "generate", "convert", "info"] and len(listed) == len(cli.COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "argv", [[], ["fly"], ["generate"], ["info"], ["generate", "--model", "x", "--prompt", "?", "--top-k", "a"]]
-)
-def test_a_command_line_that_does_not_parse_exits_with_usage(argv, capsys):
+@pytest.mark.parametrize("line", ["", "fly", "generate", "info", "generate --model x --prompt ? --top-k a"])
+def test_a_command_line_that_does_not_parse_exits_with_usage(line, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main(argv)
+        cli.main(line.split())
     assert exit_.value.code == 2 and capsys.readouterr().err.startswith("usage: sparsevlm")
+
+
+def ask(capsys, checkpoint: Path, photo: Path, *options: object) -> str:
+    common = ("--model", checkpoint, "--prompt", "What is it?", "--max-new-tokens", 6)
+    code, out, err = run(capsys, "generate", *common, "--image", photo, *options)
+    assert (code, err) == (0, "")
+    return out
+
+
+@pytest.mark.parametrize(("method", "sparsity"), [("sparsevlm", SparsityConfig.sparsevlm("1/4")), ("dense", None)])
+def test_generate_prints_what_the_library_answers(checkpoint, photo, capsys, method, sparsity):
+    expected = sv.generate(sv.load(checkpoint), "What is it?", photo, sparsity=sparsity, max_new_tokens=6).text
+    options = ("--method", method, "--tokens", "1/4")
+    assert ask(capsys, checkpoint, photo, *options) == expected + "\n"
+    assert ask(capsys, checkpoint, photo, *options, "--stream") == expected + "\n"
+
+
+def test_generate_json_is_one_object_with_text_and_report(checkpoint, photo, capsys):
+    out = ask(capsys, checkpoint, photo, "--json")
+    assert out.count("\n") == 1
+    answer = json.loads(out)
+    assert answer["text"] + "\n" == ask(capsys, checkpoint, photo)
+    assert answer["report"]["method"] == "sparsevlm" and answer["report"]["visual_tokens"][0] == 16
+
+
+def test_a_seed_gives_the_same_draws_and_another_seed_others(checkpoint, photo, capsys):
+    first, again, other = (ask(capsys, checkpoint, photo, "--temperature", 1, "--seed", seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_two_images_stand_where_their_marks_are(checkpoint, photo, capsys):
+    common = ("generate", "--model", checkpoint, "--prompt", "Is <image> like <image>?", "--max-new-tokens", 2)
+    assert run(capsys, *common, "--image", photo, photo)[0] == 0
+    assert run(capsys, *common, "--image", photo, "--image", photo)[0] == 0
+    assert_one_line_error(run(capsys, *common, "--image", photo), "2 <image> marks, got 1 images")
 
 
 def test_info_tells_the_model_and_its_layout(checkpoint, capsys):

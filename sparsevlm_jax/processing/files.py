@@ -37,7 +37,7 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         raise CheckpointError(f"{folder} has no tokenizer.json or tokenizer.model")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of fields in old config files, which nobody here can change
+            warnings.simplefilter("ignore", FutureWarning)  # of old config files, which no user can change
             return _auto_tokenizer().from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and its Rust core raise whatever a damaged file leads to
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error

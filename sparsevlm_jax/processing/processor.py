@@ -8,6 +8,7 @@ Dims: I images of all rows together, H height, W width.
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -152,6 +153,17 @@ class Processor:
         known = [int(token) for token in ids if 0 <= int(token) < len(self.tokenizer)]
         return str(self.tokenizer.decode(known, skip_special_tokens=skip_special_tokens))
 
+    def decode_settled(self, ids: Sequence[int]) -> str:
+        """The part of `decode(ids)` that no later id can change, for streaming.
+
+        A tokenizer that spells rare characters in byte tokens decodes a run of them as a whole, and into nothing but
+        replacement characters where it is no UTF-8: such a run waits for its end, and half a character for its rest.
+        """
+        end, silent = len(ids), set(self.tokenizer.all_special_ids)  # these vanish, and may part a run of bytes
+        while end and (ids[end - 1] in silent or _is_byte(self.tokenizer.convert_ids_to_tokens(int(ids[end - 1])))):
+            end -= 1
+        return self.decode(ids[:end]).rstrip("\N{REPLACEMENT CHARACTER}")
+
     def _read_row(self, prompt: Prompt, images: Sequence[ImageSource], raw: bool) -> tuple[str, Sequence[ImageSource]]:
         if raw:
             return read_raw(prompt, images), images
@@ -170,3 +182,7 @@ class Processor:
                 *self.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"],
             ]
         return ids
+
+
+def _is_byte(token: object) -> bool:
+    return isinstance(token, str) and re.fullmatch("<0x[0-9A-F]{2}>", token) is not None

@@ -117,6 +117,18 @@ def test_answers_decode_without_special_tokens_and_unknown_ids(processor):
     assert processor.decode([*ids, 2], skip_special_tokens=False) == "two dogs</s>"
 
 
+@given(st.lists(st.integers(0, 401), max_size=12))
+def test_settled_text_only_grows_towards_the_whole(processor, ids):
+    settled = [processor.decode_settled(ids[:count]) for count in range(len(ids) + 1)]
+    for before, after in zip(settled, [*settled[1:], processor.decode(ids)], strict=True):
+        assert after.startswith(before)
+
+
+def test_plain_words_settle_at_once(processor):
+    ids = processor.tokenizer("two dogs", add_special_tokens=False)["input_ids"]
+    assert processor.decode_settled(ids) == "two dogs"
+
+
 def test_the_chat_template_is_found_wherever_it_was_put(folder):
     def template() -> str:
         return Processor.from_folder(folder, CONFIG).template
