@@ -1,6 +1,6 @@
 """Time and peak host memory of making, converting, exporting and loading a checkpoint, and of one answer from it.
 
-    python benchmarks/checkpoint_io.py                   about 1 billion random parameters, float16: 2.1 GB on disk, thrice
+    python benchmarks/checkpoint_io.py                   about 1 billion random parameters, thrice 2.1 GB on disk
     python benchmarks/checkpoint_io.py --size tiny       the same in seconds, to see that it works
 
 Each step runs in a process of its own. Two figures of memory are given: `anonymous` is what the process itself holds
@@ -22,16 +22,10 @@ from pathlib import Path
 from typing import Any
 
 GB = 1e9
-CLIP_L_336 = {
-    "model_type": "clip_vision_model",
-    **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-    **{"image_size": 336, "patch_size": 14},
-}
-TEXT_600M = {
-    "model_type": "llama",
-    **{"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12, "num_attention_heads": 16},
-    **{"vocab_size": 32064, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
-}
+CLIP_L_336 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+CLIP_L_336 |= {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+TEXT_600M = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12, "num_attention_heads": 16}
+TEXT_600M |= {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
 NARROW = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES = {
     "1b": {"model_type": "llava", "image_token_index": 32000, "text_config": TEXT_600M, "vision_config": CLIP_L_336},

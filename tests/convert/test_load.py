@@ -215,7 +215,7 @@ def test_the_host_holds_one_tensor_beside_the_parameters(tmp_path, dtype):
     read_params(tmp_path / "model", config, dtype=dtype)  # compiles, imports and caches what there is
     tracemalloc.start()
     params = read_params(tmp_path / "model", config, dtype=dtype)
-    held, peak = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
     assert peak < sum(sizes) + 1.25 * max(sizes)
