@@ -95,7 +95,7 @@ def load(
     checkpoint = load_checkpoint(source, dtype=dtype, vision_tower=vision_tower)
     processor = Processor.from_folder(checkpoint.folder, checkpoint.config, pad_to_square=pad_to_square)
     chosen = attention or choose_implementation(dtype, head_dim=checkpoint.config.text.head_dim, platform=platform)
-    config = replace(checkpoint.config, eos_token_ids=processor.eos_token_ids)  # generation_config.json has the last word
+    config = replace(checkpoint.config, eos_token_ids=processor.eos_token_ids)  # as generation_config.json has it
     return VLM(config, checkpoint.params, processor, chosen, str(source))
 
 

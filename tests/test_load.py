@@ -1,0 +1,24 @@
+"""`load()` puts together what the folder's files say."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import sparsevlm_jax as sv
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+
+
+def test_an_answer_ends_with_the_token_that_generation_config_names(folder):
+    whole = sv.generate(sv.load(folder), "What is it?", max_new_tokens=8).tokens
+    end = int(whole[3])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
+    vlm = sv.load(folder)
+    assert vlm.config.eos_token_ids == (2, end)
+    first = np.flatnonzero(whole == end)[0]
+    np.testing.assert_array_equal(sv.generate(vlm, "What is it?", max_new_tokens=8).tokens, whole[: first + 1])
