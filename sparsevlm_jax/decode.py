@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .models import llava
 from .models.attention import Implementation, decode_attention
-from .models.cache import KVCache, append
+from .models.cache import append
 from .models.llava import LlavaConfig
 from .models.rope import Rotary
 from .prefill import DecodeState
@@ -60,12 +60,13 @@ def decode_step(
         def attend(q, k, v, index=index, length=length):
             k = append(cache.k[index], k, length)
             v = append(cache.v[index], v, length)
-            return decode_attention(q, k, v, length + 1, implementation=implementation), (k, v)
+            bias = cache.bias[index] if cache.bias else None
+            return decode_attention(q, k, v, length + 1, implementation=implementation, key_bias=bias), (k, v)
 
         hidden, (k, v) = layer(hidden, Rotary(tables.cos[rows], tables.sin[rows]), attend)
         keys.append(k)
         values.append(v)
-    cache = KVCache(tuple(keys), tuple(values), cache.length + 1)
+    cache = cache._replace(k=tuple(keys), v=tuple(values), length=cache.length + 1)
     return lm.logits(hidden)[:, 0], DecodeState(cache, state.next_position + 1)
 
 

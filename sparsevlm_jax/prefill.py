@@ -11,8 +11,9 @@ B batch · L tokens · I images · V visual tokens · S stages · D model dim ·
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .models import llava
 from .models.attention import Implementation, causal_attention
@@ -23,6 +24,7 @@ from .sparsify import (
     Attention,
     Bucket,
     Decision,
+    ImageContext,
     Raters,
     Recycled,
     SparsityConfig,
@@ -37,11 +39,12 @@ from .sparsify import (
 
 class PrefillInputs(NamedTuple):
     """A batch: ids with image tokens expanded, left-aligned; the valid length of each row; the visual embeddings of all
-    its images, in the order of their marks (row-major)."""
+    its images, in the order of their marks (row-major); and what the tower says of them, for methods that ask."""
 
     input_ids: Int[Array, "B L"]
     length: Int[Array, " B"]
     image_features: Float[Array, "I V D"]
+    image_context: ImageContext | None = None
 
 
 class DecodeState(NamedTuple):
@@ -122,7 +125,8 @@ def prefill(
         states.append(segment_state(entered, outputs, new_tokens))
         if plan is None or sparsity is None:
             continue
-        decision = decide(stream, outputs.attention, visual_total, plan, sparsity)
+        images = None if counts else context_of_rows(inputs.image_context, stream.is_visual, plan.visual)
+        decision = decide(stream, outputs.attention, visual_total, plan, sparsity, images)
         pruned, recycled = apply(stream, decision, plan, sparsity, noise=(noise or {}).get(plan.layer))
         counts.append(pruned.is_visual.sum(axis=1))
         wanted.append(decision.wanted)
@@ -173,21 +177,36 @@ def start(
     return TokenStream(hidden, position_ids, is_visual, raters.is_rater, inputs.length), raters
 
 
+def context_of_rows(context: ImageContext | None, is_visual: Bool[Array, "B L"], capacity: int) -> ImageContext | None:
+    """What the tower says of each row's visual tokens, [B, V, ...], from [I, V, ...]: numbered as in `llava.embed`."""
+    if context is None:
+        return None
+    count = is_visual.sum(axis=1)
+    token = (jnp.cumsum(count) - count)[:, None] + jnp.arange(capacity)
+
+    def gather(field):
+        tokens = field.reshape(-1, *field.shape[2:])
+        return tokens[jnp.minimum(token, tokens.shape[0] - 1)]
+
+    return jax.tree.map(gather, context)
+
+
 def run_layers(
     lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation
 ) -> tuple[TokenStream, LayerOutputs]:
     """Runs `layers` on the stream, causally."""
     hidden, table = stream.hidden, lm.rotary(stream.position_ids)
+    bias = None if stream.size is None else jnp.log(stream.size)
 
     def attend(q, k, v):
-        return causal_attention(q, k, v, stream.length, implementation=implementation), (q, k, v)
+        return causal_attention(q, k, v, stream.length, implementation=implementation, key_bias=bias), (q, k, v)
 
     keys, values, q = [], [], None
     for index in layers:
         hidden, (q, k, v) = lm.language_model.layers[index](hidden, table, attend)
         keys.append(k)
         values.append(v)
-    attention = Attention(q, keys[-1], lm.config.rope_theta) if q is not None else None
+    attention = Attention(q, keys[-1], lm.config.rope_theta, bias) if q is not None else None
     return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
 
 
@@ -201,10 +220,12 @@ def segment_state(entered: TokenStream, outputs: LayerOutputs, new_tokens: int) 
     """The state of a segment's layers alone, with room for `new_tokens`: what entered them is what they keep."""
     layers = len(outputs.k)
     last = jnp.take_along_axis(entered.position_ids, (entered.length - 1)[:, None], axis=1)[:, 0]
+    bias = None if entered.size is None else with_room(jnp.log(entered.size), new_tokens)
     cache = KVCache(
         tuple(with_room(k, new_tokens) for k in outputs.k),
         tuple(with_room(v, new_tokens) for v in outputs.v),
         jnp.broadcast_to(entered.length, (layers, *entered.length.shape)),
+        (bias,) * layers,
     )
     return DecodeState(cache, jnp.broadcast_to(last + 1, cache.length.shape))
 
@@ -216,6 +237,7 @@ def join(states: Sequence[DecodeState]) -> DecodeState:
         tuple(k for cache in caches for k in cache.k),
         tuple(v for cache in caches for v in cache.v),
         jnp.concatenate([cache.length for cache in caches]),
+        tuple(bias for cache in caches for bias in cache.bias or ()),
     )
     return DecodeState(cache, jnp.concatenate([state.next_position for state in states]))
 

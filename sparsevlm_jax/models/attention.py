@@ -33,6 +33,7 @@ def causal_attention(
     length: Int[Array, " B"],
     *,
     implementation: Implementation,
+    key_bias: Float[Array, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Each valid token sees itself and the tokens before it. Rows at or past `length` return garbage, never NaN.
 
@@ -41,17 +42,27 @@ def causal_attention(
         1 0 0
         1 1 0
         1 1 0   <- padding
+
+    Args:
+        key_bias: added to each key's logits.
+
+    Raises:
+        ValueError: `key_bias` with "cudnn".
     """
+    bias = _per_key(key_bias, implementation)
     if implementation == "xla" and q.shape[1] > QUERY_CHUNK:
-        return _chunked_causal_attention(q, k, v, length)
+        return _chunked_causal_attention(q, k, v, length, bias)
     return jax.nn.dot_product_attention(
-        q, k, v, is_causal=True, key_value_seq_lengths=length, implementation=implementation
+        q, k, v, bias=bias, is_causal=True, key_value_seq_lengths=length, implementation=implementation
     )
 
 
-def full_attention(q, k, v, *, implementation: Implementation) -> Float[Array, "B T N H"]:
-    """Every query sees every key: the vision tower."""
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+def full_attention(
+    q, k, v, *, implementation: Implementation, key_bias: Float[Array, "B T"] | None = None
+) -> Float[Array, "B T N H"]:
+    """Every query sees every key: the vision tower. `key_bias` as in `causal_attention`."""
+    bias = _per_key(key_bias, implementation)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
 
 
 def decode_attention(
@@ -61,12 +72,22 @@ def decode_attention(
     length: Int[Array, " B"],
     *,
     implementation: Implementation,
+    key_bias: Float[Array, "B S"] | None = None,
 ) -> Float[Array, "B 1 N H"]:
-    """One query per row over the first `length` keys of its cache."""
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=length, implementation=implementation)
+    """One query per row over the first `length` keys of its cache. `key_bias` as in `causal_attention`."""
+    bias = _per_key(key_bias, implementation)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, key_value_seq_lengths=length, implementation=implementation)
 
 
-def _chunked_causal_attention(q, k, v, length):
+def _per_key(key_bias: Array | None, implementation: Implementation) -> Float[Array, "B 1 1 S"] | None:
+    if key_bias is None:
+        return None
+    if implementation != "xla":
+        raise ValueError(f"a bias per key (tokens that count their size) needs 'xla' attention, got {implementation!r}")
+    return key_bias[:, None, None]
+
+
+def _chunked_causal_attention(q, k, v, length, bias):
     """`causal_attention` over QUERY_CHUNK rows at a time: the largest buffer is [B, N, QUERY_CHUNK, T]."""
     tokens = q.shape[1]
     padded = -tokens % QUERY_CHUNK
@@ -76,7 +97,7 @@ def _chunked_causal_attention(q, k, v, length):
     def attend(chunk, first_row):
         row = first_row + jnp.arange(QUERY_CHUNK)
         mask = (slot <= row[:, None]) & (slot < length[:, None, None])
-        return jax.nn.dot_product_attention(chunk, k, v, mask=mask[:, None], implementation="xla")
+        return jax.nn.dot_product_attention(chunk, k, v, bias=bias, mask=mask[:, None], implementation="xla")
 
     first_rows = jnp.arange(chunks.shape[1]) * QUERY_CHUNK
     out = jax.lax.map(lambda xs: attend(*xs), (jnp.moveaxis(chunks, 1, 0), first_rows))

@@ -15,20 +15,25 @@ from jaxtyping import Array, Float, Int
 
 
 class KVCache(NamedTuple):
-    """Keys and values per layer (RoPE applied), each [B, S_layer, K, H]; `length` counts valid slots, [L, B]."""
+    """Keys and values per layer (RoPE applied), each [B, S_layer, K, H]; `length` counts valid slots, [L, B].
+
+    `bias` is what a layer adds to its keys' logits, [B, S_layer]: the log of the tokens' sizes, so 0 for every token
+    that decode appends. None, as a whole or for a layer: nothing.
+    """
 
     k: tuple[Float[Array, "B S K H"], ...]
     v: tuple[Float[Array, "B S K H"], ...]
     length: Int[Array, "L B"]
+    bias: tuple[Float[Array, "B S"] | None, ...] | None = None
 
     @property
     def nbytes(self) -> int:
         return sum(array.size * array.dtype.itemsize for array in (*self.k, *self.v))
 
 
-def with_room(array: Float[Array, "B S K H"], new_tokens: int) -> Float[Array, "B S_new K H"]:
+def with_room(array: Float[Array, "B S ..."], new_tokens: int) -> Float[Array, "B S_new ..."]:
     """Room for `new_tokens` more slots behind the ones of prefill."""
-    return jnp.pad(array, ((0, 0), (0, new_tokens), (0, 0), (0, 0)))
+    return jnp.pad(array, ((0, 0), (0, new_tokens), *((0, 0) for _ in array.shape[2:])))
 
 
 def append(

@@ -3,15 +3,19 @@
 I images · P patches · T tokens (1 class token + P) · D model dim · N heads · H head dim
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .attention import Implementation, full_attention
 from .hf_config import ConfigReader
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,12 @@ class ClipAttention(nnx.Module):
         self.v_proj = nnx.Linear(dim, dim, rngs=rngs)
         self.out_proj = nnx.Linear(dim, dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "I T D"], implementation: Implementation) -> Float[Array, "I T D"]:
+    def __call__(self, x: Float[Array, "I T D"], attend: Attend) -> tuple[Float[Array, "I T D"], Any]:
         q, k, v = (
             proj(x).reshape(*x.shape[:2], self.num_heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(full_attention(q, k, v, implementation=implementation).reshape(x.shape))
+        out, extra = attend(q, k, v)
+        return self.out_proj(out.reshape(x.shape)), extra
 
 
 class ClipMLP(nnx.Module):
@@ -126,14 +131,39 @@ class ClipLayer(nnx.Module):
         self.layer_norm2 = layer_norm(config, rngs)
         self.mlp = ClipMLP(config, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "I T D"], implementation: Implementation) -> Float[Array, "I T D"]:
-        x = x + self.self_attn(self.layer_norm1(x), implementation)
+    def attend(self, x: Float[Array, "I T D"], attend: Attend) -> tuple[Float[Array, "I T D"], Any]:
+        """The first half; `attend` gives the attention's output and whatever the caller wants back."""
+        attended, extra = self.self_attn(self.layer_norm1(x), attend)
+        return x + attended, extra
+
+    def feed_forward(self, x: Float[Array, "I T D"]) -> Float[Array, "I T D"]:
+        """The second half."""
         return x + self.mlp(self.layer_norm2(x))
 
 
 class ClipEncoder(nnx.Module):
     def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
         self.layers = nnx.List([ClipLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
+
+
+class Merged(NamedTuple):
+    """Tokens of a tower that merges: how many of the first each stands for, and whose place each has, [I, T]."""
+
+    hidden: Float[Array, "I T D"]
+    size: Float[Array, "I T"]
+    origin: Int[Array, "I T"]
+
+
+class TowerMerging(Protocol):
+    """A method that merges tokens inside the tower, between attention and MLP of each layer, as a frozen value."""
+
+    def schedule(self, config: ClipVisionConfig, layers: int, visual: int) -> tuple[int, ...]:
+        """Tokens leaving each of the `layers` that run; `visual` of the tower's tokens are an image's features."""
+        ...
+
+    def merge(self, tokens: Merged, keys: Float[Array, "I T N H"], count: int) -> Merged:
+        """`tokens`, the class token first, merged into `count`; the class token stays what and where it is."""
+        ...
 
 
 class ClipVisionModel(nnx.Module):
@@ -149,12 +179,55 @@ class ClipVisionModel(nnx.Module):
         self, pixel_values: Float[Array, "I 3 height width"], index: int, *, implementation: Implementation
     ) -> Float[Array, "I T D"]:
         """Hidden state `index` of the L + 1 there are (0 = embeddings, -1 = last layer's output, no post-norm)."""
-        depth = len(self.encoder.layers)
-        layers = range(depth + 1)[index]
-        x = self.pre_layrnorm(self.embeddings(pixel_values.astype(self.embeddings.class_embedding[...].dtype)))
-        for layer in self.encoder.layers[:layers]:
-            x = layer(x, implementation)
-        return x
+        return self.with_attention(pixel_values, index, implementation=implementation)[0]
+
+    def with_attention(
+        self, pixel_values: Float[Array, "I 3 height width"], index: int, *, implementation: Implementation
+    ) -> tuple[Float[Array, "I T D"], tuple[Array, Array] | None]:
+        """`hidden_state`, and the queries and keys [I, T, N, H] of the last layer that ran; None where none did."""
+
+        def attend(q, k, v):
+            return full_attention(q, k, v, implementation=implementation), (q, k)
+
+        x, queries_keys = self.embed(pixel_values), None
+        for layer in self.running(index):
+            x, queries_keys = layer.attend(x, attend)
+            x = layer.feed_forward(x)
+        return x, queries_keys
+
+    def merged(
+        self,
+        pixel_values: Float[Array, "I 3 height width"],
+        index: int,
+        *,
+        merging: TowerMerging,
+        counts: tuple[int, ...],
+    ) -> Merged:
+        """Hidden state `index` of a tower that merges down to `counts` tokens, layer by layer.
+
+        Attention is proportional: a token counts as many times as it stands for. That is a bias, so XLA computes it.
+        """
+        x = self.embed(pixel_values)
+        images, first, _ = x.shape
+        tokens = Merged(x, jnp.ones((images, first)), jnp.broadcast_to(jnp.arange(first), (images, first)))
+        for layer, count in zip(self.running(index), counts, strict=True):
+            bias = jnp.log(tokens.size) if tokens.size.shape[1] < first else None
+
+            def attend(q, k, v, bias=bias):
+                return full_attention(q, k, v, implementation="xla", key_bias=bias), k
+
+            x, keys = layer.attend(tokens.hidden, attend)
+            tokens = merging.merge(tokens._replace(hidden=x), keys, count)
+            tokens = tokens._replace(hidden=layer.feed_forward(tokens.hidden))
+        return tokens
+
+    def embed(self, pixel_values: Float[Array, "I 3 height width"]) -> Float[Array, "I T D"]:
+        dtype = self.embeddings.class_embedding[...].dtype
+        return self.pre_layrnorm(self.embeddings(pixel_values.astype(dtype)))
+
+    def running(self, index: int) -> list[ClipLayer]:
+        """The layers before hidden state `index`."""
+        return list(self.encoder.layers)[: range(len(self.encoder.layers) + 1)[index]]
 
 
 def layer_norm(config: ClipVisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

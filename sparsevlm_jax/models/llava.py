@@ -7,15 +7,18 @@ are walked by `sparsevlm_jax.prefill`.
 B batch · L tokens · I images · V visual tokens of one image · D model dim
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from ..sparsify import ImageContext
 from .attention import Implementation
-from .clip import ClipVisionConfig, ClipVisionModel
+from .clip import ClipVisionConfig, ClipVisionModel, TowerMerging
 from .hf_config import ConfigReader, UnsupportedConfig
 from .llama import CausalLM, LlamaConfig
 from .params import bind
@@ -38,6 +41,11 @@ class LlavaConfig:
     @property
     def tokens_per_image(self) -> int:
         return self.vision.num_patches + (self.vision_feature_select_strategy == "full")
+
+    @property
+    def tower_layers(self) -> int:
+        """Layers of the tower that run."""
+        return range(self.vision.num_hidden_layers + 1)[self.vision_feature_layer]
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlavaConfig":
@@ -159,6 +167,12 @@ def vision_features(
     return hidden if config.vision_feature_select_strategy == "full" else hidden[:, 1:]
 
 
+def cls_attention(q: Float[Array, "I T N H"], k: Float[Array, "I T N H"]) -> Float[Array, "I T"]:
+    """The class token's attention in one layer, mean over heads; float32."""
+    logits = jnp.einsum("INH,ITNH->INT", q[:, 0], k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / math.sqrt(q.shape[-1]), axis=-1).mean(axis=1)
+
+
 def project(params: dict, features: Float[Array, "I V Dv"], *, config: LlavaConfig) -> Float[Array, "I V D"]:
     """Features of the tower to embeddings of the language model."""
     return bind(Projector, config, params["multi_modal_projector"])(features)
@@ -170,6 +184,60 @@ def encode_images(
     """Pixels (normalised, HF's layout) to visual embeddings."""
     features = vision_features(params, pixel_values, config=config, implementation=implementation)
     return project(params, features, config=config)
+
+
+class EncodedImages(NamedTuple):
+    """Visual embeddings, and what the tower says of each token where a method asked."""
+
+    features: Float[Array, "I V D"]
+    context: ImageContext | None
+
+
+def encode(
+    params: dict,
+    pixel_values: Float[Array, "I 3 height width"],
+    *,
+    config: LlavaConfig,
+    implementation: Implementation,
+    context: bool = False,
+    merging: TowerMerging | None = None,
+) -> EncodedImages:
+    """`encode_images` for methods that look into the tower or act in it.
+
+    Args:
+        context: give the class token's attention and the keys of the layer that the features come from.
+        merging: merge tokens inside the tower. Each merged token has the place of one of its patches, the other places
+            are 0, and so is their `context.size`. The tower then attends by XLA, whatever the `implementation`.
+
+    Raises:
+        ValueError: `context` of a tower none of whose layers runs; `merging` further than the layers can.
+    """
+    if merging is not None:
+        return _encode_merged(params, pixel_values, config, merging)
+    if not context:
+        features = encode_images(params, pixel_values, config=config, implementation=implementation)
+        return EncodedImages(features, None)
+    tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
+    hidden, attention = tower.with_attention(pixel_values, config.vision_feature_layer, implementation=implementation)
+    if attention is None:
+        raise ValueError(f"no layer runs before vision_feature_layer = {config.vision_feature_layer}: no attention")
+    q, k = attention
+    first = 0 if config.vision_feature_select_strategy == "full" else 1
+    seen = ImageContext(cls_attention=cls_attention(q, k)[:, first:], keys=k[:, first:])
+    return EncodedImages(project(params, hidden[:, first:], config=config), seen)
+
+
+def _encode_merged(params: dict, pixel_values: Array, config: LlavaConfig, merging: TowerMerging) -> EncodedImages:
+    tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
+    first = 0 if config.vision_feature_select_strategy == "full" else 1
+    counts = merging.schedule(config.vision, config.tower_layers, config.tokens_per_image)
+    tokens = tower.merged(pixel_values, config.vision_feature_layer, merging=merging, counts=counts)
+    features = project(params, tokens.hidden[:, first:], config=config)
+    place, images = tokens.origin[:, first:] - first, jnp.arange(features.shape[0])[:, None]
+    empty = jnp.zeros((features.shape[0], config.tokens_per_image))
+    size = empty.at[images, place].set(tokens.size[:, first:], unique_indices=True)
+    spread = jnp.zeros((*empty.shape, features.shape[-1]), features.dtype)
+    return EncodedImages(spread.at[images, place].set(features, unique_indices=True), ImageContext(size=size))
 
 
 def language_model(params: dict, config: LlavaConfig) -> CausalLM:

@@ -4,7 +4,7 @@ In the order a prefill uses them: `select_raters` once, then at each pruning lay
 `attention_rank` (if counts adapt), `select`, `recycle`, `compact`. `decide` and `apply` compose one stage.
 """
 
-from .budget import KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
+from .budget import CountInputs, KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
 from .config import Bucket, SparsityConfig, StagePlan
 from .rank import attention_rank
 from .raters import Raters, question_mask, select_raters
@@ -18,7 +18,7 @@ from .schedule import (
     mean_entering_layers,
     simulate,
 )
-from .scorer import Attention, RaterScore, Scorer, Scores, StageInputs
+from .scorer import Attention, ImageContext, RaterScore, Scorer, Scores, StageInputs
 from .scores import (
     correct_gravity,
     gravity_weights,
@@ -36,9 +36,11 @@ __all__ = [
     "Anchors",
     "Attention",
     "Bucket",
+    "CountInputs",
     "Decision",
     "Geometric",
     "Geometry",
+    "ImageContext",
     "KeptTokens",
     "RankDeficit",
     "RankScale",

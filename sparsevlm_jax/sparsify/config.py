@@ -146,7 +146,19 @@ class SparsityConfig:
         check_layers(layers, num_layers)
         if layers and layers[0] < 0 and self.score.needs_attention:
             raise ValueError(f"{type(self.score).__name__} scores by attention, and there is none before layer 0")
+        if self.needs_images and len(layers) > 1:
+            raise ValueError(f"{type(self.score).__name__} scores all tokens of an image, in one stage, got {layers}")
         return layers
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the scorer asks what the vision tower knows of each token; then there can be one stage only."""
+        return getattr(self.score, "needs_images", False)
+
+    @property
+    def size_aware(self) -> bool:
+        """Whether merged tokens count as many as they stand for; needs XLA attention."""
+        return getattr(self.recycle, "size_aware", False)
 
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
         return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.visual_step)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .scorer import Scores
 from .select import Selection
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -29,18 +30,24 @@ class Recycle:
             and no more than there are candidates.
         assign: how a candidate joins a center: "euclidean" (the code) or "cosine" (the paper).
         merge: what a cluster becomes: the "mean" of its members (the code) or their "sum" (the paper, eq. 10).
+        size_aware: a merged token counts as many as it stands for: members weigh their sizes in the mean, and the log
+            of the merged token's size is added to its attention logit in every later layer and in decode (after
+            ToMe's proportional attention, arXiv 2210.09461). Needs "mean", and XLA attention: cuDNN takes no bias.
     """
 
     candidates: Fraction = Fraction(3, 10)
     cluster_size: int = 10
     assign: Literal["euclidean", "cosine"] = "euclidean"
     merge: Literal["mean", "sum"] = "mean"
+    size_aware: bool = False
 
     def __post_init__(self):
         if not 0 <= self.candidates <= 1:
             raise ValueError(f"the share of candidates must be between 0 and 1, got {self.candidates}")
         if self.cluster_size < 1:
             raise ValueError(f"a cluster needs at least 1 candidate, got cluster_size = {self.cluster_size}")
+        if self.size_aware and self.merge != "mean":
+            raise ValueError(f"size-aware recycling merges by the mean, got merge = {self.merge!r}")
 
     def candidate_count(self, dropped):
         """Of `dropped` tokens (an int or an array); never more than there are, 0 of 0."""
@@ -55,8 +62,20 @@ class Recycle:
         count = candidates // self.cluster_size + (dropped > 0)
         return count - (count > candidates)
 
-    def __call__(self, hidden, selection, visual_count, *, candidate_capacity, merged_capacity, noise=None):
-        """`recycle` by this rule."""
+    def __call__(
+        self,
+        hidden,
+        selection,
+        visual_count,
+        *,
+        candidate_capacity,
+        merged_capacity,
+        noise=None,
+        scores=None,
+        size=None,
+    ):
+        """`recycle` by this rule, whatever the scorer saw."""
+        del scores
         return recycle(
             hidden,
             selection,
@@ -65,13 +84,15 @@ class Recycle:
             candidate_capacity=candidate_capacity,
             merged_capacity=merged_capacity,
             noise=noise,
+            size=size,
         )
 
 
 class Rest(Protocol):
     """What becomes of the dropped tokens. `Recycle` is SparseVLM's; anything with these three methods will do.
 
-    The counts are plain arithmetic, on ints and arrays alike, and grow with `dropped` and `kept`.
+    The counts are plain arithmetic, on ints and arrays alike, and grow with `dropped` and `kept`. `scores` is all that
+    the scorer gave; `size` how many patches each token stands for, for a rest whose `size_aware` is True.
     """
 
     def candidate_count(self, dropped): ...
@@ -87,12 +108,19 @@ class Rest(Protocol):
         candidate_capacity: int,
         merged_capacity: int,
         noise: Float[Array, "B V"] | None = None,
+        scores: Scores | None = None,
+        size: Float[Array, "B V"] | None = None,
     ) -> "Recycled": ...
 
 
 class Recycled(NamedTuple):
     """Merged tokens and how they came about. Per candidate, in order of descending score: its visual index, its
-    cluster, and the three numbers of density-peak clustering. Entries past the counts are padding."""
+    cluster, and the three numbers of density-peak clustering (None from a rest without). Entries past the counts are
+    padding.
+
+    `size` is how many tokens each merged one stands for. `hidden` is what the visual tokens that entered become, from a
+    rest that merges into the kept ones; None leaves them as they are.
+    """
 
     merged: Float[Array, "B M D"]
     merged_count: Int[Array, " B"]
@@ -100,9 +128,11 @@ class Recycled(NamedTuple):
     candidate_count: Int[Array, " B"]
     centers: Int[Array, "B M"]  # visual index of each cluster's center, in descending center score
     cluster: Int[Array, "B C"]
-    density: Float[Array, "B C"]
-    distance: Float[Array, "B C"]
-    center_score: Float[Array, "B C"]
+    size: Float[Array, "B M"]
+    density: Float[Array, "B C"] | None = None
+    distance: Float[Array, "B C"] | None = None
+    center_score: Float[Array, "B C"] | None = None
+    hidden: Float[Array, "B V D"] | None = None
 
 
 def recycle(
@@ -114,6 +144,7 @@ def recycle(
     candidate_capacity: int,
     merged_capacity: int,
     noise: Float[Array, "B V"] | None = None,
+    size: Float[Array, "B V"] | None = None,
 ) -> Recycled:
     """Clusters each row's best dropped tokens and merges every cluster.
 
@@ -122,6 +153,7 @@ def recycle(
         candidate_capacity, merged_capacity: static bounds of the per-row counts, C and M.
         noise: U(0, 1) per visual token, which the official code draws to break ties of density (times 1e-6). Left out,
             ties go to the higher score, and the result is deterministic.
+        size: how many patches each token stands for; given, means are weighted by it and merged tokens get their sums.
 
     Rows that drop nothing merge nothing. Clustering is in float32; the merged tokens have hidden's dtype.
     """
@@ -132,9 +164,10 @@ def recycle(
     candidates = jnp.take_along_axis(selection.order, at, axis=1)
     x = jnp.take_along_axis(hidden, candidates[..., None], axis=1).astype(jnp.float32)
     tie_noise = None if noise is None else jnp.take_along_axis(noise, candidates, axis=1)
+    sizes = None if size is None else jnp.take_along_axis(size, candidates, axis=1)
 
     cluster_row = jax.vmap(lambda *row: _cluster(*row, rule=rule, merged_capacity=merged_capacity))
-    clusters = cluster_row(x, index < candidate_count[:, None], merged_count, tie_noise)
+    clusters = cluster_row(x, index < candidate_count[:, None], merged_count, tie_noise, sizes)
     return Recycled(
         merged=clusters.merged.astype(hidden.dtype),
         merged_count=merged_count,
@@ -142,6 +175,7 @@ def recycle(
         candidate_count=candidate_count,
         centers=jnp.take_along_axis(candidates, clusters.centers, axis=1),
         cluster=clusters.cluster,
+        size=clusters.size,
         density=clusters.density,
         distance=clusters.distance,
         center_score=clusters.center_score,
@@ -155,9 +189,10 @@ class _Clusters(NamedTuple):
     density: Float[Array, " C"]
     distance: Float[Array, " C"]
     center_score: Float[Array, " C"]
+    size: Float[Array, " M"]
 
 
-def _cluster(x, valid, count, noise, *, rule: Recycle, merged_capacity: int) -> _Clusters:
+def _cluster(x, valid, count, noise, size, *, rule: Recycle, merged_capacity: int) -> _Clusters:
     """One row: candidates [C, D] in descending score, `valid` of them real, into `count` clusters."""
     squared = _squared_distances(x, valid) / x.shape[1]
     distances = jnp.sqrt(squared)
@@ -175,9 +210,8 @@ def _cluster(x, valid, count, noise, *, rule: Recycle, merged_capacity: int) -> 
     to_center = -_cosine(x, x[centers]) if rule.assign == "cosine" else distances[:, centers]
     cluster = jnp.argmin(jnp.where(is_center, to_center, jnp.inf), axis=1)
     cluster = cluster.at[jnp.where(is_center, centers, x.shape[0])].set(jnp.arange(merged_capacity), mode="drop")
-    return _Clusters(
-        _merge(x, valid, cluster, merged_capacity, rule.merge), centers, cluster, density, distance, center_score
-    )
+    merged, merged_size = _merge(x, valid, cluster, merged_capacity, rule.merge, size)
+    return _Clusters(merged, centers, cluster, density, distance, center_score, merged_size)
 
 
 def _squared_distances(x: Float[Array, "C D"], valid: Bool[Array, " C"]) -> Float[Array, "C C"]:
@@ -211,7 +245,10 @@ def _cosine(x: Float[Array, "C D"], centers: Float[Array, "M D"]) -> Float[Array
     return jnp.matmul(unit(x), unit(centers).T, precision=_HIGHEST)
 
 
-def _merge(x, valid, cluster, capacity: int, how: str) -> Float[Array, "M D"]:
-    member = (cluster[:, None] == jnp.arange(capacity)) & valid[:, None]
-    total = jnp.matmul(member.astype(x.dtype).T, jnp.where(valid[:, None], x, 0), precision=_HIGHEST)
-    return total / (member.sum(axis=0)[:, None] + 1e-6) if how == "mean" else total
+def _merge(x, valid, cluster, capacity: int, how: str, size) -> tuple[Float[Array, "M D"], Float[Array, " M"]]:
+    member = ((cluster[:, None] == jnp.arange(capacity)) & valid[:, None]).astype(x.dtype)
+    if size is not None:
+        member = member * size[:, None]
+    total = jnp.matmul(member.T, jnp.where(valid[:, None], x, 0), precision=_HIGHEST)
+    count = member.sum(axis=0)
+    return total / (count[:, None] + 1e-6) if how == "mean" else total, count

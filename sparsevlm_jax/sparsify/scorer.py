@@ -16,16 +16,29 @@ from .stream import TokenStream
 
 
 class Attention(NamedTuple):
-    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied) and RoPE's base."""
+    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied), RoPE's base, and what
+    the layer added to each key's logits, if anything."""
 
     q: Float[Array, "B L N H"]
     k: Float[Array, "B L K H"]
     rope_theta: float
+    key_bias: Float[Array, "B L"] | None = None
+
+
+class ImageContext(NamedTuple):
+    """What the vision tower knows of each visual token, for methods that ask: the attention of the class token (mean
+    over heads) and the keys in the last layer that runs; and, where the tower has merged tokens, how many patches each
+    stands for (0: merged into another one). Per image [I, V, ...], or gathered per row [B, V, ...]."""
+
+    cls_attention: Float[Array, "B V"] | None = None
+    keys: Float[Array, "B V N H"] | None = None
+    size: Float[Array, "B V"] | None = None
 
 
 class StageInputs(NamedTuple):
     """What a stage sees. `visual_slot` and `rater_slot` say where the visual tokens and raters sit in the stream;
-    `is_visual` and `is_rater` which entries are real. `attention` is None before the first layer."""
+    `is_visual` and `is_rater` which entries are real. `attention` is None before the first layer. The first stage, in
+    which all visual tokens are present, image by image `visual_step` each, also sees the tower's `images`."""
 
     stream: TokenStream
     attention: Attention | None
@@ -33,23 +46,33 @@ class StageInputs(NamedTuple):
     is_visual: Bool[Array, "B V"]
     rater_slot: Int[Array, "B R"]
     is_rater: Bool[Array, "B R"]
+    visual_step: int = 1
+    images: ImageContext | None = None
 
     @property
     def visual_hidden(self) -> Float[Array, "B V D"]:
         return jnp.take_along_axis(self.stream.hidden, self.visual_slot[..., None], axis=1)
 
+    @property
+    def rater_hidden(self) -> Float[Array, "B R D"]:
+        return jnp.take_along_axis(self.stream.hidden, self.rater_slot[..., None], axis=1)
+
 
 class Scores(NamedTuple):
     """`values`: one score per visual token, higher is better. Where attention was looked at: the raters' head-mean map
-    onto visual tokens, and the heads that counted (None: all)."""
+    onto visual tokens, and the heads that counted (None: all). `features` is what selection and recycling compare
+    tokens by (None: their hidden states), `weights` how much each counts when merged (None: as the rest decides)."""
 
     values: Float[Array, "B V"]
     attention_map: Float[Array, "B R V"] | None = None
     heads: Bool[Array, "B N"] | None = None
+    features: Float[Array, "B V F"] | None = None
+    weights: Float[Array, "B V"] | None = None
 
 
 class Scorer(Protocol):
-    """Anything that scores, as a frozen value. `needs_attention` is False for those that can act before layer 0."""
+    """Anything that scores, as a frozen value. `needs_attention` is False for those that can act before layer 0. One
+    that reads `StageInputs.images` also has `needs_images = True`; it can serve a single stage."""
 
     @property
     def needs_attention(self) -> bool: ...
@@ -93,7 +116,7 @@ class RaterScore:
         stream, layer = inputs.stream, inputs.attention
         assert layer is not None  # the config has refused a stage before layer 0
         q = jnp.take_along_axis(layer.q, inputs.rater_slot[..., None, None], axis=1)
-        everywhere = scores.rater_attention(q, layer.k, inputs.rater_slot, stream.length)
+        everywhere = scores.rater_attention(q, layer.k, inputs.rater_slot, stream.length, key_bias=layer.key_bias)
         onto = scores.onto_visual(everywhere, inputs.visual_slot, inputs.is_visual, inputs.is_rater)
         if self.gravity:
             weights = scores.gravity_weights(

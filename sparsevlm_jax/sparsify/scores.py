@@ -20,12 +20,15 @@ def rater_attention(
     k: Float[Array, "B S K H"],
     rater_slot: Int[Array, "B R"],
     length: Int[Array, " B"],
+    *,
+    key_bias: Float[Array, "B S"] | None = None,
 ) -> Float[Array, "B N R S"]:
     """Post-softmax attention of rater rows over every key they may see; float32.
 
     Args:
         q, k: queries of the raters and keys of the whole stream, RoPE applied.
         rater_slot: the slot each rater sits in: it sees the slots up to its own, if they are below `length`.
+        key_bias: what the layer adds to each key's logits (the log of a merged token's size).
     """
     batch, raters, heads, head_dim = q.shape
     grouped = q.reshape(batch, raters, k.shape[2], -1, head_dim)
@@ -34,7 +37,10 @@ def rater_attention(
     )
     slot = jnp.arange(k.shape[1])
     visible = (slot <= rater_slot[..., None]) & (slot < length[:, None, None])
-    logits = jnp.where(visible[:, None, None], logits / math.sqrt(head_dim), jnp.finfo(jnp.float32).min)
+    logits = logits / math.sqrt(head_dim)
+    if key_bias is not None:
+        logits = logits + key_bias[:, None, None, None]
+    logits = jnp.where(visible[:, None, None], logits, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(logits, axis=-1).reshape(batch, heads, raters, -1)
 
 

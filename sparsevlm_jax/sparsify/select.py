@@ -35,8 +35,8 @@ def select(scores: Float[Array, "B V"], is_valid: Bool[Array, "B V"], count: Int
 
 
 class Selector(Protocol):
-    """How scores become a selection, as a frozen value. `features` are the tokens themselves, for those that look at
-    more than scores; `capacity` bounds `count`, so a greedy selector needs that many steps."""
+    """How scores become a selection, as a frozen value. `features` are the scorer's, or the tokens themselves, for
+    those that look at more than scores; `capacity` bounds `count`, so a greedy selector needs that many steps."""
 
     def __call__(
         self,

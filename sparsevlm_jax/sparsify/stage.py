@@ -9,12 +9,12 @@ B batch · L slots · R raters · V visual tokens · N heads · K kv heads · H 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from .budget import CountInputs
 from .config import SparsityConfig, StagePlan
 from .recycle import Recycled
-from .scorer import Attention, Scores, StageInputs
+from .scorer import Attention, ImageContext, Scores, StageInputs
 from .select import Selection
 from .stream import TokenStream, compact, slots_of, to_slots
 
@@ -41,17 +41,20 @@ def decide(
     visual_total: Int[Array, " B"],
     plan: StagePlan,
     config: SparsityConfig,
+    images: ImageContext | None = None,
 ) -> Decision:
     """Scores the visual tokens of `stream`, which has passed `plan.layer`, and selects those that stay.
 
     Args:
         attention: that layer's queries and keys; None before layer 0.
         visual_total: visual tokens of each row's prompt, before any pruning.
+        images: what the vision tower says of each visual token, at the first stage.
     """
     visual_slot, is_visual = slots_of(stream.is_visual, plan.visual)
     rater_slot, is_rater = slots_of(stream.is_rater, plan.bucket.text)
     visual_count, rater_count = is_visual.sum(axis=1), is_rater.sum(axis=1)
-    inputs = StageInputs(stream, attention, visual_slot, is_visual, rater_slot, is_rater)
+    seen = (visual_slot, is_visual, rater_slot, is_rater)
+    inputs = StageInputs(stream, attention, *seen, visual_step=plan.bucket.visual_step, images=images)
     scores = config.score(inputs)
     if plan.table is not None:
         wanted = jnp.asarray(plan.table)[visual_total // plan.bucket.visual_step]
@@ -60,7 +63,8 @@ def decide(
             raise ValueError(f"{config.budget} counts by attention, which {type(config.score).__name__} does not give")
         wanted = config.budget.count(CountInputs(visual_count, rater_count, scores.attention_map))
     bounded = jnp.minimum(wanted, plan.kept)
-    selection = config.select(scores.values, inputs.visual_hidden, is_visual, bounded, capacity=plan.kept)
+    features = inputs.visual_hidden if scores.features is None else scores.features
+    selection = config.select(scores.values, features, is_visual, bounded, capacity=plan.kept)
     return Decision(visual_slot, visual_count, rater_slot, rater_count, scores, wanted, selection)
 
 
@@ -76,23 +80,29 @@ def apply(
     selection, slot = decision.selection, decision.visual_slot
     is_visual = jnp.arange(slot.shape[1]) < decision.visual_count[:, None]
     is_kept = ~stream.is_visual | to_slots(selection.is_kept, slot, is_visual, stream.is_visual.shape[1])
-    if config.recycle is None or plan.merged == 0:
+    into = dict(capacity=plan.capacity, positions=config.positions)
+    if config.recycle is None or plan.candidates == 0:
         batch, _, dim = stream.hidden.shape
         nothing = jnp.zeros((batch, 0), jnp.int32)
-        merged, position, count = jnp.zeros((batch, 0, dim), stream.hidden.dtype), nothing, jnp.zeros(batch, jnp.int32)
-        recycled = None
-    else:
-        recycled = config.recycle(
-            jnp.take_along_axis(stream.hidden, slot[..., None], axis=1),
-            selection,
-            decision.visual_count,
-            candidate_capacity=plan.candidates,
-            merged_capacity=plan.merged,
-            noise=noise,
-        )
-        merged, count = recycled.merged, recycled.merged_count
-        # No version defines kept positions together with recycling: a merged token takes its center's position.
-        center_slot = jnp.take_along_axis(slot, recycled.centers, axis=1)
-        position = jnp.take_along_axis(stream.position_ids, center_slot, axis=1)
-    pruned = compact(stream, is_kept, merged, position, count, capacity=plan.capacity, positions=config.positions)
-    return pruned, recycled
+        merged, count = jnp.zeros((batch, 0, dim), stream.hidden.dtype), jnp.zeros(batch, jnp.int32)
+        return compact(stream, is_kept, merged, nothing, count, merged_size=jnp.zeros((batch, 0)), **into), None
+    if config.size_aware and stream.size is None:
+        stream = stream._replace(size=jnp.ones(stream.is_visual.shape))
+    recycled = config.recycle(
+        jnp.take_along_axis(stream.hidden, slot[..., None], axis=1),
+        selection,
+        decision.visual_count,
+        candidate_capacity=plan.candidates,
+        merged_capacity=plan.merged,
+        noise=noise,
+        scores=decision.scores,
+        size=None if stream.size is None else jnp.take_along_axis(stream.size, slot, axis=1),
+    )
+    if recycled.hidden is not None:
+        updated = to_slots(recycled.hidden, slot, is_visual, stream.is_visual.shape[1])
+        stream = stream._replace(hidden=jnp.where(stream.is_visual[..., None], updated, stream.hidden))
+    # No version defines kept positions together with recycling: a merged token takes its center's position.
+    center_slot = jnp.take_along_axis(slot, recycled.centers, axis=1)
+    position = jnp.take_along_axis(stream.position_ids, center_slot, axis=1)
+    merged, count = recycled.merged, recycled.merged_count
+    return compact(stream, is_kept, merged, position, count, merged_size=recycled.size, **into), recycled

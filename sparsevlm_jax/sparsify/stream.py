@@ -21,13 +21,15 @@ Positions = Literal["repack", "keep"]
 
 class TokenStream(NamedTuple):
     """Hidden states [B, L, D], their RoPE positions, which slots hold image tokens and which hold raters, [B, L], and
-    how many slots of each row are valid, [B]."""
+    how many slots of each row are valid, [B]. `size`: how many tokens each stands for; None where that does not count.
+    """
 
     hidden: Float[Array, "B L D"]
     position_ids: Int[Array, "B L"]
     is_visual: Bool[Array, "B L"]
     is_rater: Bool[Array, "B L"]
     length: Int[Array, " B"]
+    size: Float[Array, "B L"] | None = None
 
 
 def slots_of(mask: Bool[Array, "B L"], size: int) -> tuple[Int[Array, "B size"], Bool[Array, "B size"]]:
@@ -40,11 +42,11 @@ def slots_of(mask: Bool[Array, "B L"], size: int) -> tuple[Int[Array, "B size"],
 
 
 def to_slots(
-    values: Shaped[Array, "B size"], slots: Int[Array, "B size"], valid: Bool[Array, "B size"], length: int
-) -> Shaped[Array, "B L"]:
+    values: Shaped[Array, "B size ..."], slots: Int[Array, "B size"], valid: Bool[Array, "B size"], length: int
+) -> Shaped[Array, "B L ..."]:
     """The way back of `slots_of`: each valid value in its slot of `length`, 0 or False elsewhere."""
     rows = jnp.arange(slots.shape[0])[:, None]
-    empty = jnp.zeros((slots.shape[0], length), values.dtype)
+    empty = jnp.zeros((slots.shape[0], length, *values.shape[2:]), values.dtype)
     return empty.at[rows, jnp.where(valid, slots, length)].set(values, mode="drop")
 
 
@@ -57,6 +59,7 @@ def compact(
     *,
     capacity: int,
     positions: Positions,
+    merged_size: Float[Array, "B M"] | None = None,
 ) -> TokenStream:
     """Survivors in order, merged tokens directly behind the last kept visual token, then padding.
 
@@ -67,6 +70,7 @@ def compact(
         capacity: slots of the result, C. A row that needs more loses its tail: the caller chooses C large enough.
         positions: "repack" renumbers 0, 1, 2, ... (SparseVLM v1 and v1.5), "keep" lets survivors keep their positions
             (SparseVLM+).
+        merged_size: what the merged tokens stand for, for a stream that has sizes.
 
     Where a row keeps no visual token the merged ones take the place of the last dropped one.
     """
@@ -103,6 +107,7 @@ def compact(
         is_visual=gather(stream.is_visual, True) & real,
         is_rater=gather(stream.is_rater, False) & real,
         length=length,
+        size=None if stream.size is None else jnp.where(real, gather(stream.size, merged_size), 1),
     )
 
 
