@@ -25,7 +25,7 @@ _FORMAT = "sparsevlm-trace-1"
 
 class StageRecord(NamedTuple):
     """One stage. Tokens are numbered as they enter it; `origin` tells what each is: an image patch (0, 1, ..., over all
-    images), or -1 - c for the token merged from cluster c of the stage before.
+    images), or -1 for a merged token. The next stage sees the kept tokens, then one for each cluster.
 
     `cluster[i]` is the cluster of `candidates[i]`; `centers` has one candidate per cluster. All three are empty where
     nothing is recycled.
@@ -110,7 +110,7 @@ def _records(stages: Any, layers: list[int]) -> tuple[StageRecord, ...]:
             position_ids=stage.position_ids_out[0, : stage.length_out[0]],
         )
         records.append(record)
-        origin = np.concatenate([origin[kept], -1 - np.arange(len(record.centers))])
+        origin = np.concatenate([origin[kept], np.full(len(record.centers), -1)])
     return tuple(records)
 
 
@@ -119,17 +119,11 @@ def members(trace: SparsityTrace, stage: int) -> list[np.ndarray]:
     token, through as many stages as it was merged in."""
     record = trace.stages[stage]
     if stage == 0:
-        return [np.array([patch]) for patch in record.origin]
+        return [np.array([patch]) for patch in trace.stages[0].origin]
     before, previous = trace.stages[stage - 1], members(trace, stage - 1)
-    patches = []
-    kept = iter(before.kept)
-    for origin in record.origin:
-        if origin >= 0:
-            patches.append(previous[next(kept)])
-        else:
-            merged = before.candidates[before.cluster == -1 - origin]
-            patches.append(np.concatenate([previous[token] for token in merged]))
-    return patches
+    clusters = [before.candidates[before.cluster == cluster] for cluster in range(len(before.centers))]
+    merged = [np.concatenate([previous[token] for token in cluster]) for cluster in clusters]
+    return [*(previous[token] for token in before.kept), *merged]
 
 
 def save_trace(path: str | Path, trace: SparsityTrace) -> Path:

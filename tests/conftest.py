@@ -1,9 +1,13 @@
 """Shared by all tests: how many examples property tests draw, and one tiny checkpoint for the whole session."""
 
+import os
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# Tests compile far more than they compute: half the time goes with LLVM's optimisations. Before JAX is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 # The same examples in every run: a red test stays red, and shapes that are compiled once stay compiled.
 hypothesis.settings.register_profile("repository", max_examples=25, derandomize=True, deadline=None, database=None)
