@@ -88,7 +88,9 @@ class PixelConfig:
 
     def restore(self, pixel_values: Float[np.ndarray, "I C H W"]) -> UInt8[np.ndarray, "I H W C"]:
         """Pixel values back into pictures: what the model saw, to show to people."""
-        pixels = pixel_values.transpose(0, 2, 3, 1) * np.float32(self.image_std) + np.float32(self.image_mean)
+        pixels = pixel_values.transpose(0, 2, 3, 1) * np.asarray(self.image_std, np.float32) + np.asarray(
+            self.image_mean, np.float32
+        )
         return np.clip(np.rint(pixels / self.rescale_factor), 0, 255).astype(np.uint8)
 
     def to_hf(self) -> dict[str, Any]:

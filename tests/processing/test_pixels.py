@@ -124,3 +124,9 @@ def test_a_strip_is_refused_and_its_neighbour_is_not(size):
     with pytest.raises(ImageError, match=f"200 times longer than wide, got {size[0]} x {size[1]}"):
         preprocess(picture(size, "RGB"), PixelConfig.square(EDGE))
     assert preprocess(picture((200, 1), "RGB"), PixelConfig.square(EDGE)).shape == (3, EDGE, EDGE)
+
+
+def test_pixel_values_restore_to_the_picture_the_model_saw():
+    image = picture((EDGE, EDGE))  # neither resized nor cropped
+    config = PixelConfig.square(EDGE)
+    np.testing.assert_array_equal(config.restore(preprocess(image, config)[None])[0], np.asarray(image))
