@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from .models.clip import ClipVisionConfig
 from .models.llama import LlamaConfig
 from .models.llava import LlavaConfig
+from .sparsify import TowerMerging
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage's operations by the paper's formulas (sections 3.1 to 3.4), in multiply-accumulates."""
+    """One stage's operations, in multiply-accumulates: by the paper's formulas (sections 3.1 to 3.4), or, for a part of
+    a method that the paper does not have, by that part's own count (its `macs`, 0 without)."""
 
     layer: int
     raters: int
@@ -26,10 +28,11 @@ class StageCost:
     rank: int
     cluster: int
     merge: int
+    select: int = 0
 
     @property
     def total(self) -> int:
-        return self.raters + self.score + self.rank + self.cluster + self.merge
+        return self.raters + self.score + self.rank + self.cluster + self.merge + self.select
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Report:
 
 
 def tokens_entering(total: int, layers: Sequence[int], leaving: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Visual tokens entering each layer, when after `layers[i]` there are `leaving[i]`."""
-    counts, now, stages = [], total, dict(zip(layers, leaving, strict=True))
+    """Visual tokens entering each layer, when after `layers[i]` (-1: before the first) there are `leaving[i]`."""
+    stages = dict(zip(layers, leaving, strict=True))
+    counts, now = [], stages.get(-1, total)
     for layer in range(num_layers):
         counts.append(now)
         now = stages.get(layer, now)
@@ -102,18 +106,27 @@ def decoder_flops(tokens: Sequence[int], config: LlamaConfig) -> int:
     return 2 * (layers + d * config.vocab_size)
 
 
-def encoder_flops(images: int, config: LlavaConfig) -> int:
-    """Exact matmul FLOPs of the layers of the tower that run, and of the projector."""
+def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | None = None) -> int:
+    """Exact matmul FLOPs of the layers of the tower that run, and of the projector; with `merging`, over the tokens
+    that are left, the matching included."""
     vision, width = config.vision, config.text.hidden_size
-    layers = range(vision.num_hidden_layers + 1)[config.vision_feature_layer]
-    tower = vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size + layers * _vision_layer(vision)
-    projector = config.tokens_per_image * (vision.hidden_size * width + width * width)
+    n, visual = vision.num_patches + 1, config.tokens_per_image
+    counts = merging.schedule(n, config.tower_layers, visual) if merging else (n,) * config.tower_layers
+    tower = vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
+    for leaving in counts:
+        tower += _vision_layer(vision, n, leaving)
+        n = leaving
+    merged_away = vision.num_patches + 1 - n
+    projector = (visual - merged_away) * (vision.hidden_size * width + width * width)
     return 2 * images * (tower + projector)
 
 
-def _vision_layer(config: ClipVisionConfig) -> int:
-    n, d, m = config.num_patches + 1, config.hidden_size, config.intermediate_size
-    return 4 * n * d * d + 2 * n * n * d + 2 * n * d * m
+def _vision_layer(config: ClipVisionConfig, n: int, leaving: int) -> int:
+    """Attention over n tokens, of which `leaving` go through the MLP; between the two, half of them are matched to the
+    other half on keys of one head's width."""
+    d, m = config.hidden_size, config.intermediate_size
+    matching = (n // 2) * (n - n // 2) * config.head_dim if leaving < n else 0
+    return 4 * n * d * d + 2 * n * n * d + 2 * leaving * d * m + matching
 
 
 def kv_bytes(tokens: Sequence[int], config: LlamaConfig, itemsize: int) -> int:
@@ -122,17 +135,28 @@ def kv_bytes(tokens: Sequence[int], config: LlamaConfig, itemsize: int) -> int:
 
 
 def stage_cost(
-    layer: int, *, text: int, entering: int, candidates: int, clusters: int, dim: int, adaptive: bool, first: bool
+    layer: int,
+    *,
+    text: int,
+    entering: int,
+    candidates: int,
+    clusters: int,
+    dim: int,
+    adaptive: bool,
+    first: bool,
+    score: int | None = None,
+    select: int = 0,
 ) -> StageCost:
-    """The paper's complexities: raters 2 L_t L_v D (once), score L_t L_v, rank L_t L_v min(L_t, L_v), clustering
-    L_r (3 L_r - 1) 2 D + L_r, merging D (L_r - C)."""
+    """`score` and `select` where a method has its own; else the paper's complexities: raters 2 L_t L_v D (once), score
+    L_t L_v, rank L_t L_v min(L_t, L_v), clustering L_r (3 L_r - 1) 2 D + L_r, merging D (L_r - C)."""
     return StageCost(
         layer=layer,
-        raters=2 * text * entering * dim if first else 0,
-        score=text * entering,
+        raters=2 * text * entering * dim if first and score is None else 0,
+        score=text * entering if score is None else score,
         rank=text * entering * min(text, entering) if adaptive else 0,
         cluster=candidates * (3 * candidates - 1) * 2 * dim + candidates if candidates else 0,
         merge=dim * (candidates - clusters) if candidates else 0,
+        select=select,
     )
 
 
@@ -153,13 +177,13 @@ def report(
     stages: Sequence[StageCost],
     itemsize: int,
     timing: Timing,
+    merging: TowerMerging | None = None,
 ) -> Report:
     """Everything `Report` says of one row, from the visual tokens `leaving` the pruning `layers`."""
     text = config.text
     total = images * config.tokens_per_image
     entering = tokens_entering(total, layers, leaving, text.num_hidden_layers)
     sparse, dense = [v + text_tokens for v in entering], [total + text_tokens] * text.num_hidden_layers
-    encoder = encoder_flops(images, config)
     return Report(
         method=method,
         visual_tokens=entering,
@@ -169,8 +193,8 @@ def report(
         overflow=tuple(overflow),
         paper_macs=paper_macs(sparse, text),
         paper_macs_dense=paper_macs(dense, text),
-        flops=encoder + decoder_flops(sparse, text),
-        flops_dense=encoder + decoder_flops(dense, text),
+        flops=encoder_flops(images, config, merging) + decoder_flops(sparse, text),
+        flops_dense=encoder_flops(images, config) + decoder_flops(dense, text),
         kv_bytes=kv_bytes(sparse, text, itemsize),
         kv_bytes_dense=kv_bytes(dense, text, itemsize),
         stages=tuple(stages),

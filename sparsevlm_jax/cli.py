@@ -12,13 +12,12 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from .sources import CheckpointInfo
-    from .sparsify import SparsityConfig
 
 DESCRIPTION = """\
 Vision-language models in JAX that drop most image tokens on the way (SparseVLM, arXiv 2410.04417).
@@ -63,6 +62,11 @@ INFO = """\
 examples:
   sparsevlm info llava-7b/
   sparsevlm info llava-7b/ --json"""
+
+METHODS = """\
+examples:
+  sparsevlm methods
+  sparsevlm generate --model DIR --image street.png --prompt "..." --method divprune --tokens 64"""
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -114,7 +118,12 @@ def _add_generate(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument("--image", metavar="FILE", nargs="+", action="extend", default=[], help="images of the prompt")
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the question")
     pruning = parser.add_argument_group("pruning")
-    pruning.add_argument("--method", choices=METHODS, default="sparsevlm", help="default: %(default)s")
+    pruning.add_argument(
+        "--method",
+        metavar="NAME",
+        default="sparsevlm",
+        help="one of those that `sparsevlm methods` lists (default: %(default)s)",
+    )
     pruning.add_argument(
         "--tokens",
         metavar="N",
@@ -134,9 +143,10 @@ def _add_generate(commands: Commands) -> argparse.ArgumentParser:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from . import methods
     from . import vlm as sv
 
-    sparsity = METHODS[args.method](args.tokens)
+    sparsity = methods.create(args.method, args.tokens)
     model = sv.load(args.model)
     options: dict[str, Any] = dict(
         image=args.image,
@@ -219,8 +229,9 @@ def _add_demo(commands: Commands) -> argparse.ArgumentParser:
 
 def _demo(args: argparse.Namespace) -> None:
     from .demo import CHECKPOINT, show
+    from .sparsify import SparsityConfig
 
-    sparsity = _sparsevlm(args.tokens)
+    sparsity = SparsityConfig.sparsevlm(args.tokens)
     with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT
         if not CHECKPOINT.is_dir():
@@ -241,18 +252,25 @@ def _random_model(folder: Path) -> Path:
     return folder
 
 
-def _dense(tokens: str) -> None:
-    return None
+def _add_methods(commands: Commands) -> argparse.ArgumentParser:
+    return _command(commands, "methods", "list the pruning methods that --method takes", METHODS)
 
 
-def _sparsevlm(tokens: str) -> "SparsityConfig":
-    from .sparsify import SparsityConfig
+def _methods(args: argparse.Namespace) -> None:
+    from . import methods
 
-    return SparsityConfig.sparsevlm(tokens=tokens)
+    width = max(map(len, methods.METHODS))
+    for name in sorted(methods.METHODS):
+        print(f"{name:{width}}  {methods.summary(name)}")
 
 
-METHODS: dict[str, Callable[[str], "SparsityConfig | None"]] = {"sparsevlm": _sparsevlm, "dense": _dense}
-COMMANDS = ((_add_demo, _demo), (_add_generate, _generate), (_add_convert, _convert), (_add_info, _info))
+COMMANDS = (
+    (_add_demo, _demo),
+    (_add_generate, _generate),
+    (_add_convert, _convert),
+    (_add_info, _info),
+    (_add_methods, _methods),
+)
 
 
 def _compilation_cache() -> None:

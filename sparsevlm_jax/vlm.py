@@ -24,16 +24,16 @@ from .batching import Batch, assemble, new_tokens_bucket
 from .bucketed import prefill_bucketed
 from .decode import Sampling
 from .models.attention import Implementation, choose_implementation
-from .models.llava import LlavaConfig, encode_images
+from .models.llava import EncodedImages, LlavaConfig, encode
 from .prefill import PrefillInputs, PrefillResult, prefill
 from .processing import ImageSource, ProcessedInputs, Processor, Prompt
 from .programs import Program
 from .sources import load_checkpoint
-from .sparsify import SparsityConfig, StagePlan
+from .sparsify import Recycle, SparsityConfig, StagePlan
 
 THIRD = SparsityConfig.sparsevlm(tokens="1/3")
 
-_encode = Program(encode_images, static=("config", "implementation"))
+_encode = Program(encode, static=("config", "implementation", "context", "merging"))
 _prefill = Program(prefill, static=("config", "sparsity", "bucket", "implementation", "new_tokens", "trace"))
 _decode = Program(decode.generate, static=("config", "implementation", "buffer"), donate=(2,))
 _step = jax.jit(decode.decode_step, static_argnames=("config", "implementation"), donate_argnums=(1,))
@@ -202,6 +202,11 @@ class Run:
         prompts, images, self.is_batch = rows_of(prompt, image)
         self.inputs: ProcessedInputs = vlm.processor(prompts, images)
         self.batch: Batch = assemble(self.inputs, vlm.config, new_tokens=max_new_tokens)
+        if sparsity and sparsity.size_aware and vlm.implementation != "xla":
+            raise ValueError(
+                f"tokens that count their size need attention 'xla' (load(..., attention='xla')), "
+                f"this model has {vlm.implementation!r}"
+            )
         depth = vlm.config.text.num_hidden_layers
         self.plans: tuple[StagePlan, ...] = sparsity.plan(depth, self.batch.bucket) if sparsity else ()
         self.encode_ms: float | None = None
@@ -214,10 +219,16 @@ class Run:
     def prefill(self, *, trace: bool = False) -> PrefillResult:
         """Encodes and prefills; with `trace` in one program, whatever `sparsity.adaptive` says."""
         vlm, batch = self.vlm, self.batch
-        features = jnp.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
+        nothing = jnp.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
+        images: EncodedImages = EncodedImages(nothing, None)
         if len(batch.pixel_values):
-            features, self.encode_ms, compile_ms = _encode(
-                vlm.params, batch.pixel_values, config=vlm.config, implementation=vlm.implementation
+            images, self.encode_ms, compile_ms = _encode(
+                vlm.params,
+                batch.pixel_values,
+                config=vlm.config,
+                implementation=vlm.implementation,
+                context=bool(self.sparsity and self.sparsity.needs_images),
+                merging=self.sparsity.merging if self.sparsity else None,
             )
             self.compile_ms += compile_ms
         static: dict[str, Any] = dict(
@@ -227,7 +238,7 @@ class Run:
             implementation=vlm.implementation,
             new_tokens=new_tokens_bucket(self.new_tokens),
         )
-        inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features)
+        inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), images.features, images.context)
         counts_vary = any(plan.table is None for plan in self.plans)
         if self.sparsity and self.sparsity.adaptive == "bucketed" and counts_vary and not trace:
             result, self.prefill_ms, compile_ms = prefill_bucketed(vlm.params, inputs, **static)
@@ -261,14 +272,17 @@ class Run:
             stages=self._stage_costs(text, images * config.tokens_per_image, wanted, leaving),
             itemsize=self.vlm.dtype.itemsize,
             timing=timing,
+            merging=self.sparsity.merging if self.sparsity else None,
         )
 
     def _stage_costs(self, text: int, entering: int, wanted: list[int], leaving: list[int]):
         costs = []
         for plan, want, left in zip(self.plans, wanted, leaving, strict=True):
             kept = min(want, plan.kept, entering)
-            recycle = self.sparsity.recycle if self.sparsity else None
-            candidates = recycle.candidate_count(entering - kept) if recycle else 0
+            method, dim = self.sparsity, self.vlm.config.text.hidden_size
+            assert method is not None  # there are no plans without
+            candidates = method.recycle.candidate_count(entering - kept) if isinstance(method.recycle, Recycle) else 0
+            score, select = (getattr(part, "macs", None) for part in (method.score, method.select))
             costs.append(
                 accounting.stage_cost(
                     plan.layer,
@@ -276,9 +290,11 @@ class Run:
                     entering=entering,
                     candidates=int(candidates),
                     clusters=left - kept,
-                    dim=self.vlm.config.text.hidden_size,
+                    dim=dim,
                     adaptive=plan.table is None,
                     first=not costs,
+                    score=score(text, entering, dim) if score else None,
+                    select=select(entering, kept, dim) if select else 0,
                 )
             )
             entering = left

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import SparsityConfig, cli
+from sparsevlm_jax import SparsityConfig, cli, methods
 from tests.tiny import random_image
 
 
@@ -57,7 +57,7 @@ def test_the_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     listed = re.findall(r"^    (\w+)", capsys.readouterr().out.partition("COMMAND\n")[2], re.MULTILINE)
-    assert listed == ["demo", "generate", "convert", "info"] and len(listed) == len(cli.COMMANDS)
+    assert listed == ["demo", "generate", "convert", "info", "methods"] and len(listed) == len(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("line", ["", "fly", "generate", "info", "generate --model x --prompt ? --top-k a"])
@@ -153,3 +153,15 @@ def test_a_reader_that_goes_away_is_no_error(checkpoint):
     command = f"{sys.executable} -m sparsevlm_jax.cli info {checkpoint} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_methods_lists_every_method_with_a_line_about_it(capsys):
+    code, out, err = run(capsys, "methods")
+    listed = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (code, err) == (0, "") and listed.keys() == methods.METHODS.keys() and "fastv" in listed
+    assert all(len(line) <= 120 for line in out.splitlines())
+
+
+def test_an_unknown_method_is_one_line_that_names_the_others(capsys):
+    answer = run(capsys, "generate", "--model", "nowhere", "--prompt", "?", "--method", "magic")
+    assert_one_line_error(answer, "'magic'", "divprune", "sparsevlm-diverse")

@@ -5,13 +5,14 @@ I images · P patches · T tokens (1 class token + P) · D model dim · N heads 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from ..sparsify.tower import MergedTokens, TowerMerging
 from .attention import Implementation, full_attention
 from .hf_config import ConfigReader
 
@@ -146,26 +147,6 @@ class ClipEncoder(nnx.Module):
         self.layers = nnx.List([ClipLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
 
 
-class Merged(NamedTuple):
-    """Tokens of a tower that merges: how many of the first each stands for, and whose place each has, [I, T]."""
-
-    hidden: Float[Array, "I T D"]
-    size: Float[Array, "I T"]
-    origin: Int[Array, "I T"]
-
-
-class TowerMerging(Protocol):
-    """A method that merges tokens inside the tower, between attention and MLP of each layer, as a frozen value."""
-
-    def schedule(self, config: ClipVisionConfig, layers: int, visual: int) -> tuple[int, ...]:
-        """Tokens leaving each of the `layers` that run; `visual` of the tower's tokens are an image's features."""
-        ...
-
-    def merge(self, tokens: Merged, keys: Float[Array, "I T N H"], count: int) -> Merged:
-        """`tokens`, the class token first, merged into `count`; the class token stays what and where it is."""
-        ...
-
-
 class ClipVisionModel(nnx.Module):
     """The tower. `hidden_state(pixels, i)` is HF's `hidden_states[i]`; layers past i are not run."""
 
@@ -202,14 +183,14 @@ class ClipVisionModel(nnx.Module):
         *,
         merging: TowerMerging,
         counts: tuple[int, ...],
-    ) -> Merged:
+    ) -> MergedTokens:
         """Hidden state `index` of a tower that merges down to `counts` tokens, layer by layer.
 
         Attention is proportional: a token counts as many times as it stands for. That is a bias, so XLA computes it.
         """
         x = self.embed(pixel_values)
         images, first, _ = x.shape
-        tokens = Merged(x, jnp.ones((images, first)), jnp.broadcast_to(jnp.arange(first), (images, first)))
+        tokens = MergedTokens(x, jnp.ones((images, first)), jnp.broadcast_to(jnp.arange(first), (images, first)))
         for layer, count in zip(self.running(index), counts, strict=True):
             bias = jnp.log(tokens.size) if tokens.size.shape[1] < first else None
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ..sparsify import ImageContext
+from ..sparsify.tower import ImageContext, TowerMerging
 from .attention import Implementation
-from .clip import ClipVisionConfig, ClipVisionModel, TowerMerging
+from .clip import ClipVisionConfig, ClipVisionModel
 from .hf_config import ConfigReader, UnsupportedConfig
 from .llama import CausalLM, LlamaConfig
 from .params import bind
@@ -230,7 +230,7 @@ def encode(
 def _encode_merged(params: dict, pixel_values: Array, config: LlavaConfig, merging: TowerMerging) -> EncodedImages:
     tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
     first = 0 if config.vision_feature_select_strategy == "full" else 1
-    counts = merging.schedule(config.vision, config.tower_layers, config.tokens_per_image)
+    counts = merging.schedule(config.vision.num_patches + 1, config.tower_layers, config.tokens_per_image)
     tokens = tower.merged(pixel_values, config.vision_feature_layer, merging=merging, counts=counts)
     features = project(params, tokens.hidden[:, first:], config=config)
     place, images = tokens.origin[:, first:] - first, jnp.arange(features.shape[0])[:, None]

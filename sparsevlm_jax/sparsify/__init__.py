@@ -6,6 +6,8 @@ In the order a prefill uses them: `select_raters` once, then at each pruning lay
 
 from .budget import CountInputs, KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
 from .config import Bucket, SparsityConfig, StagePlan
+from .diversity import Determinantal, MaxMin, cosine_similarity, greedy, in_turn
+from .grid import grid_positions, spread_rank
 from .rank import attention_rank
 from .raters import Raters, question_mask, select_raters
 from .recycle import Recycle, Recycled, Rest, recycle
@@ -18,7 +20,7 @@ from .schedule import (
     mean_entering_layers,
     simulate,
 )
-from .scorer import Attention, ImageContext, RaterScore, Scorer, Scores, StageInputs
+from .scorer import Attention, RaterScore, Scorer, Scores, StageInputs
 from .scores import (
     correct_gravity,
     gravity_weights,
@@ -28,9 +30,10 @@ from .scores import (
     rater_attention,
     score,
 )
-from .select import Selection, Selector, TopK, select
+from .select import Selection, Selector, TopK, keep_first, select
 from .stage import Decision, apply, decide
 from .stream import TokenStream, compact, slots_of, to_slots
+from .tower import ImageContext, MergedTokens, TowerMerging
 
 __all__ = [
     "Anchors",
@@ -38,10 +41,13 @@ __all__ = [
     "Bucket",
     "CountInputs",
     "Decision",
+    "Determinantal",
     "Geometric",
     "Geometry",
     "ImageContext",
     "KeptTokens",
+    "MaxMin",
+    "MergedTokens",
     "RankDeficit",
     "RankScale",
     "RaterScore",
@@ -59,13 +65,19 @@ __all__ = [
     "TokenStream",
     "Tokens",
     "TopK",
+    "TowerMerging",
     "apply",
     "attention_rank",
     "compact",
     "correct_gravity",
+    "cosine_similarity",
     "decide",
     "default_layers",
     "gravity_weights",
+    "greedy",
+    "grid_positions",
+    "in_turn",
+    "keep_first",
     "mean_after_layers",
     "mean_entering_layers",
     "mean_over_heads",
@@ -80,5 +92,6 @@ __all__ = [
     "select_raters",
     "simulate",
     "slots_of",
+    "spread_rank",
     "to_slots",
 ]

@@ -17,6 +17,7 @@ from .schedule import PLUS, Geometry, check_layers, default_layers, of_32, simul
 from .scorer import RaterScore, Scorer
 from .select import Selector, TopK
 from .stream import Positions
+from .tower import TowerMerging
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class SparsityConfig:
         positions: "repack" renumbers what is left, "keep" lets it keep its RoPE positions.
         adaptive: for budgets that depend on the image. "padded": one program, each stage bounded by the budget's
             capacity. "bucketed": the host reads the counts and picks the smallest program that holds them.
+        merging: what merges tokens already inside the vision tower; the stage then drops the places left empty.
         name: for reports.
     """
 
@@ -92,6 +94,7 @@ class SparsityConfig:
     recycle: Rest | None = Recycle()
     positions: Positions = "repack"
     adaptive: Literal["padded", "bucketed"] = "bucketed"
+    merging: TowerMerging | None = None
     name: str = "custom"
 
     @classmethod

@@ -8,7 +8,7 @@ B batch · V visual tokens · C candidates · M clusters = merged tokens · D mo
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -95,9 +95,9 @@ class Rest(Protocol):
     the scorer gave; `size` how many patches each token stands for, for a rest whose `size_aware` is True.
     """
 
-    def candidate_count(self, dropped): ...
+    def candidate_count(self, dropped: Any) -> Any: ...
 
-    def merged_count(self, dropped, kept): ...
+    def merged_count(self, dropped: Any, kept: Any) -> Any: ...
 
     def __call__(
         self,

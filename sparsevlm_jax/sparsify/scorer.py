@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from . import scores
 from .stream import TokenStream
+from .tower import ImageContext
 
 
 class Attention(NamedTuple):
@@ -23,16 +24,6 @@ class Attention(NamedTuple):
     k: Float[Array, "B L K H"]
     rope_theta: float
     key_bias: Float[Array, "B L"] | None = None
-
-
-class ImageContext(NamedTuple):
-    """What the vision tower knows of each visual token, for methods that ask: the attention of the class token (mean
-    over heads) and the keys in the last layer that runs; and, where the tower has merged tokens, how many patches each
-    stands for (0: merged into another one). Per image [I, V, ...], or gathered per row [B, V, ...]."""
-
-    cls_attention: Float[Array, "B V"] | None = None
-    keys: Float[Array, "B V N H"] | None = None
-    size: Float[Array, "B V"] | None = None
 
 
 class StageInputs(NamedTuple):

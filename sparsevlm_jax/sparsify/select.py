@@ -28,6 +28,11 @@ def select(scores: Float[Array, "B V"], is_valid: Bool[Array, "B V"], count: Int
     # Two keys in one: valid tokens with NaN scores still come before padding.
     key = jnp.where(usable, -scores, jnp.inf)
     order = jnp.argsort(jnp.where(is_valid, key, jnp.nan), axis=1, stable=True)  # NaN sorts behind +inf
+    return keep_first(order, is_valid, count)
+
+
+def keep_first(order: Int[Array, "B V"], is_valid: Bool[Array, "B V"], count: Int[Array, " B"]) -> Selection:
+    """The `count[b]` first of each row's `order`, which has padding last; all valid tokens where `count` is larger."""
     count = jnp.minimum(count, is_valid.sum(axis=1))
     rows, rank = jnp.arange(order.shape[0])[:, None], jnp.arange(order.shape[1])
     is_kept = jnp.zeros_like(is_valid).at[rows, order].set(rank < count[:, None], unique_indices=True)

@@ -6,6 +6,7 @@ Two halves, so that a host may look at the counts in between and choose how long
 B batch · L slots · R raters · V visual tokens · N heads · K kv heads · H head dim · D model dim
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jaxtyping import Array, Float, Int
 from .budget import CountInputs
 from .config import SparsityConfig, StagePlan
 from .recycle import Recycled
-from .scorer import Attention, ImageContext, Scores, StageInputs
+from .scorer import Attention, Scores, StageInputs
 from .select import Selection
 from .stream import TokenStream, compact, slots_of, to_slots
+from .tower import ImageContext
 
 
 class Decision(NamedTuple):
@@ -80,12 +82,12 @@ def apply(
     selection, slot = decision.selection, decision.visual_slot
     is_visual = jnp.arange(slot.shape[1]) < decision.visual_count[:, None]
     is_kept = ~stream.is_visual | to_slots(selection.is_kept, slot, is_visual, stream.is_visual.shape[1])
-    into = dict(capacity=plan.capacity, positions=config.positions)
+    shorten = partial(compact, capacity=plan.capacity, positions=config.positions)
     if config.recycle is None or plan.candidates == 0:
         batch, _, dim = stream.hidden.shape
         nothing = jnp.zeros((batch, 0), jnp.int32)
         merged, count = jnp.zeros((batch, 0, dim), stream.hidden.dtype), jnp.zeros(batch, jnp.int32)
-        return compact(stream, is_kept, merged, nothing, count, merged_size=jnp.zeros((batch, 0)), **into), None
+        return shorten(stream, is_kept, merged, nothing, count, merged_size=jnp.zeros((batch, 0))), None
     if config.size_aware and stream.size is None:
         stream = stream._replace(size=jnp.ones(stream.is_visual.shape))
     recycled = config.recycle(
@@ -105,4 +107,4 @@ def apply(
     center_slot = jnp.take_along_axis(slot, recycled.centers, axis=1)
     position = jnp.take_along_axis(stream.position_ids, center_slot, axis=1)
     merged, count = recycled.merged, recycled.merged_count
-    return compact(stream, is_kept, merged, position, count, merged_size=recycled.size, **into), recycled
+    return shorten(stream, is_kept, merged, position, count, merged_size=recycled.size), recycled

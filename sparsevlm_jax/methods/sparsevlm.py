@@ -1,0 +1,60 @@
+"""SparseVLM as published (arXiv 2410.04417), no pruning at all, and two variants for small budgets.
+
+At small budgets the published selection loses to diversity-aware ones: the best-scored tokens repeat each other.
+`sparsevlm-diverse` keeps SparseVLM's stages, raters and recycling and chooses by score and coverage together;
+`sparsevlm-sized` lets a merged token count as many as it stands for.
+"""
+
+import dataclasses
+
+from ..sparsify import Determinantal, Recycle, SparsityConfig
+from .registry import Amount, method
+
+
+@method
+def dense(tokens: Amount = 192) -> None:
+    """Every token in every layer; the budget is ignored."""
+    del tokens
+
+
+@method
+def sparsevlm(tokens: Amount = 192) -> SparsityConfig:
+    """SparseVLM v1.5: raters' attention after layers 2, 6 and 15 of 32, the dropped recycled."""
+    return SparsityConfig.sparsevlm(tokens)
+
+
+@method
+def sparsevlm_plus(tokens: Amount = 192) -> SparsityConfig:
+    """SparseVLM+: gravity-corrected attention of the heads that look at the image, kept positions."""
+    return SparsityConfig.sparsevlm_plus(tokens)
+
+
+@method
+def sparsevlm_diverse(
+    tokens: Amount = 192, *, power: float = 1.0, ridge: float = 0.05, size_aware: bool = False
+) -> SparsityConfig:
+    """SparseVLM's raters and stages, choosing by score and coverage together.
+
+    At each stage the kept set has the largest determinant, greedily, of the kernel score_i^power cos_ij score_j^power
+    over the centred hidden states (the MAP of a determinantal point process): a token must be looked at by the question
+    and must not repeat a kept one. What it stands for comes back in the recycled tokens.
+
+    Args:
+        power: of the score against diversity; 0 is diversity alone.
+        ridge: share of a token that no other can stand for; it bounds how much a repetition loses.
+        size_aware: recycled tokens count as many as they stand for; see `sparsevlm-sized`.
+    """
+    return dataclasses.replace(
+        SparsityConfig.sparsevlm(tokens),
+        select=Determinantal(power=power, centred=True, ridge=ridge),
+        recycle=Recycle(size_aware=size_aware),
+        name="sparsevlm-diverse",
+    )
+
+
+@method
+def sparsevlm_sized(tokens: Amount = 192) -> SparsityConfig:
+    """SparseVLM v1.5 whose recycled tokens count as many as they stand for; XLA attention only."""
+    return dataclasses.replace(
+        SparsityConfig.sparsevlm(tokens), recycle=Recycle(size_aware=True), name="sparsevlm-sized"
+    )

@@ -1,0 +1,169 @@
+"""The methods again, from their papers, in plain NumPy float64, one row at a time and with loops.
+
+V visual tokens · Q question tokens · L tokens of the row · N heads · H head dim · D model dim
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Row(NamedTuple):
+    """One row, cut to its real tokens. `heads` is the attention [N, L, L] of the layer before the stage."""
+
+    visual: np.ndarray  # [V, D]
+    raters: np.ndarray  # [R, D]
+    visual_slot: np.ndarray
+    rater_slot: np.ndarray
+    heads: np.ndarray
+    keys: np.ndarray  # [L, K, H], of the language model
+    cls_attention: np.ndarray | None
+    tower_keys: np.ndarray | None  # [V, N, H]
+    size: np.ndarray | None
+    step: int
+
+
+def rows_of(world) -> list[Row]:
+    stream, attention, images = world
+    rows = []
+    for b, length in enumerate(np.asarray(stream.length)):
+        cut = lambda x, b=b, length=length: np.asarray(x[b, :length], np.float64)  # noqa: E731
+        visual, raters = (np.flatnonzero(np.asarray(mask[b])) for mask in (stream.is_visual, stream.is_rater))
+        tower = [None if x is None else np.asarray(x[b, : len(visual)], np.float64) for x in images]
+        hidden, keys = cut(stream.hidden), cut(attention.k)
+        heads = causal_attention(cut(attention.q), keys)
+        rows.append(Row(hidden[visual], hidden[raters], visual, raters, heads, keys, *tower, step=16))
+    return rows
+
+
+def causal_attention(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    maps = []
+    for head in range(q.shape[1]):
+        logits = q[:, head] @ k[:, head * k.shape[1] // q.shape[1]].T / np.sqrt(q.shape[2])
+        logits[np.triu_indices(len(q), 1)] = -np.inf
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        maps.append(weights / weights.sum(axis=1, keepdims=True))
+    return np.array(maps)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def top(scores, count: int) -> list[int]:
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count]
+
+
+def by_last_token(row: Row, count: int) -> list[int]:
+    return top(row.heads[:, row.rater_slot[-1]].mean(axis=0)[row.visual_slot], count)
+
+
+def by_raters(row: Row) -> np.ndarray:
+    return row.heads[:, row.rater_slot][:, :, row.visual_slot].mean(axis=(0, 1))
+
+
+def divprune(row: Row, count: int) -> list[int]:
+    distance = [[1 - cosine(a, b) for b in row.visual] for a in row.visual]
+    everything, chosen = range(len(row.visual)), []
+    while len(chosen) < count:
+        others = chosen or list(everything)
+        nearest = {
+            i: min([distance[i][j] for j in others if j != i] or [np.inf]) for i in everything if i not in chosen
+        }
+        chosen.append(max(nearest, key=lambda i: (nearest[i], -i)))
+    return chosen
+
+
+def largest_determinant(kernel: np.ndarray, count: int) -> list[int]:
+    """Greedy, every candidate's determinant computed afresh."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        value = {}
+        for i in range(len(kernel)):
+            if i not in chosen:
+                sign, log = np.linalg.slogdet(kernel[np.ix_([*chosen, i], [*chosen, i])])
+                value[i] = log if sign > 0 else -np.inf
+        chosen.append(max(value, key=lambda i: (value[i], -i)))
+    return chosen
+
+
+def cdpruner(row: Row, count: int) -> list[int]:
+    relevance = np.array([np.mean([cosine(v, q) for q in row.raters]) for v in row.visual])
+    relevance = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min() + 1e-6)
+    similarity = np.array([[cosine(a, b) for b in row.visual] for a in row.visual])
+    return largest_determinant(relevance[:, None] * similarity * relevance, count)
+
+
+def sparsevlm_diverse(row: Row, count: int) -> list[int]:
+    score = by_raters(row)
+    score = score / score.max()
+    centred = row.visual - row.visual.mean(axis=0)
+    similarity = 0.95 * np.array([[cosine(a, b) for b in centred] for a in centred]) + 0.05 * np.eye(len(centred))
+    return largest_determinant(score[:, None] * similarity * score, count)
+
+
+def dart(row: Row, count: int) -> list[int]:
+    norm = np.abs(row.keys).sum(axis=(1, 2))
+    image = top(norm[row.visual_slot], 4)
+    text = top(norm[row.rater_slot], 4)
+    chosen = image[:count]
+    pivots = [row.visual[i] for i in image] + [row.raters[i] for i in text]
+    wanted = count - len(chosen)
+    for turn in range(wanted):
+        pivot = pivots[turn * len(pivots) // wanted]
+        free = [i for i in range(len(row.visual)) if i not in chosen]
+        chosen.append(min(free, key=lambda i, pivot=pivot: (cosine(row.visual[i], pivot), i)))
+    return chosen
+
+
+def uniform(row: Row, count: int) -> list[int]:
+    side = int(np.sqrt(row.step))
+    place = [(i // side, i % side) for i in range(row.step)]
+    middle = (side - 1) / 2
+    order = [min(range(row.step), key=lambda i: ((place[i][0] - middle) ** 2 + (place[i][1] - middle) ** 2, i))]
+    while len(order) < row.step:
+        away = lambda i: min((place[i][0] - place[j][0]) ** 2 + (place[i][1] - place[j][1]) ** 2 for j in order)  # noqa: E731
+        order.append(max((i for i in range(row.step) if i not in order), key=lambda i: (away(i), -i)))
+    turns = [token + image * row.step for token in order for image in range(len(row.visual) // row.step)]
+    return turns[:count]
+
+
+def visionzip(row: Row, count: int) -> tuple[list[int], list[np.ndarray]]:
+    """Kept tokens and contextual ones."""
+    assert row.cls_attention is not None and row.tower_keys is not None
+    dominant = top(row.cls_attention, count)
+    rest = [i for i in range(len(row.visual)) if i not in dominant]
+    number = min(int(np.ceil(count * 10 / 54)), len(rest))
+    targets = rest[:: max(len(rest) // number, 1)][:number] if number else []
+    keys = row.tower_keys.mean(axis=1)
+    groups = {target: [target] for target in targets}
+    for i in rest:
+        if i not in groups and targets:
+            groups[max(targets, key=lambda t, i=i: cosine(keys[i], keys[t]))].append(i)
+    return dominant, [row.visual[group].mean(axis=0) for group in groups.values()]
+
+
+def prumerge_plus(row: Row, count: int, neighbours: int = 32) -> tuple[list[int], dict[int, np.ndarray]]:
+    """Kept tokens and what each becomes."""
+    assert row.cls_attention is not None and row.tower_keys is not None
+    outliers = []
+    for image in range(0, len(row.visual), row.step):
+        low, high = np.percentile(row.cls_attention[image : image + row.step], [25, 75])
+        limit = high + 1.5 * (high - low)
+        outliers += [image + i for i in range(row.step) if row.cls_attention[image + i] > limit]
+    attention = row.cls_attention
+    outliers.sort(key=lambda i: -attention[i])
+    kept = (outliers + [i for i in uniform(row, len(row.visual)) if i not in outliers])[:count]
+    keys = row.tower_keys.reshape(len(row.visual), -1)
+    dropped = [i for i in range(len(row.visual)) if i not in kept]
+    becomes = {}
+    for i in kept:
+        group = [i, *sorted(dropped, key=lambda j, i=i: -cosine(keys[i], keys[j]))[:neighbours]]
+        weight = row.cls_attention[group]
+        becomes[i] = (weight[:, None] * row.visual[group]).sum(axis=0) / weight.sum()
+    return kept, becomes
+
+
+def tome(row: Row, count: int) -> list[int]:
+    assert row.size is not None
+    return [int(i) for i in np.flatnonzero(row.size)][:count]
