@@ -3,14 +3,15 @@
 B batch · P prefix tokens · G segments · Q tokens of a segment · V visual tokens · D model dim
 """
 
+from collections.abc import Callable
 from random import Random
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..models.llama import LlamaConfig
 from ..models.llava import LlavaConfig, encode_images, language_model, modules
@@ -18,12 +19,25 @@ from ..models.params import init
 from . import packing, pixels, tokenizer, tower, world
 from .packing import PREFIX_IDS, Segments
 from .questions import pick
+from .sprites import CAR_COLOURS, COLOURS, SHAPES
 from .world import Mix
+
+_WORDS: Final = {
+    "letter": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    "index": "12345",
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "car": CAR_COLOURS,
+}
+"""The word for each class of the tower's targets, in order."""
 
 
 class Batch(NamedTuple):
     pixel_values: Float[np.ndarray, "B 3 height width"]
     segments: Segments
+
+
+Forward = Callable[[dict, Batch, LlavaConfig], Array]
 
 
 class Lesson(NamedTuple):
@@ -64,7 +78,9 @@ def new_params(seed: int, layers: int, vision_tower: dict, feature_scale: float)
     """A trained tower with a fresh projector and language model.
 
     Embeddings start at variance one, and the projector's first layer is divided by `feature_scale`, the standard
-    deviation of the tower's plain features, so that words and patches enter the language model at one size.
+    deviation of the tower's plain features, so that words and patches enter the language model at one size. The head
+    starts as the embeddings' transpose: a layer that copies a word's embedding to the end has said the word. Attention
+    starts out matching and copying (see `_matching`).
     """
     whole = config(layers)
     params = {"vision_tower": vision_tower}
@@ -75,9 +91,19 @@ def new_params(seed: int, layers: int, vision_tower: dict, feature_scale: float)
             params |= init(module, part, seed + 1)
     table = params["language_model"]["embed_tokens"]
     table["embedding"] = jax.random.normal(jax.random.key(seed), table["embedding"].shape)
+    params["lm_head"]["kernel"] = table["embedding"].T / table["embedding"].shape[1] ** 0.5
+    for layer in params["language_model"]["layers"].values():
+        layer["self_attn"] = _matching(layer["self_attn"])
     linear = params["multi_modal_projector"]["linear_1"]
     linear["kernel"] = linear["kernel"] / feature_scale
     return params
+
+
+def _matching(attention: dict) -> dict:
+    """Attention that starts by looking for what is like itself, and copies it: the "mimetic" start of Trockman and
+    Kolter (arXiv 2305.09828), with the sign of the copy turned. The word "blue" then looks at blue patches at once."""
+    query, value = attention["q_proj"]["kernel"], attention["v_proj"]["kernel"]
+    return {**attention, "k_proj": {"kernel": query + 0}, "o_proj": {"kernel": 0.5 * value.T}}
 
 
 def grow(params: dict, layers: int) -> dict:
@@ -109,8 +135,33 @@ def batch(step: int, size: int, lesson: Lesson) -> Batch:
         seed = step * size + index
         scenes.append(world.sample(seed, "train", lesson.mix))
         rows.append(pick(scenes[-1], Random(f"questions {seed}"), lesson.questions, lesson.kinds))
-    segments = packing.pack(rows, lesson.questions, lesson.first_weight)
+    segments = packing.pack(rows, lesson.questions, lesson.first_weight, hints=True)
     return Batch(pixels.normalise([scene.draw() for scene in scenes]), segments)
+
+
+def described(labels: dict[str, Int[np.ndarray, "I P"]], table: Float[Array, "W D"]) -> Float[Array, "I P D"]:
+    """What a patch would be called in words: half the sum of the embeddings of its letter, place, colour, shape or car.
+
+    Where there is nothing it is called "street": a norm blows up whatever is small, so nothing must not be zero.
+    """
+    total = jnp.zeros((*labels["letter"].shape, table.shape[1]))
+    nothing = jnp.ones(labels["letter"].shape, bool)
+    for name, words in _WORDS.items():
+        ids = jnp.array([tokenizer.PAD, *(tokenizer.encode(word)[0] for word in words)])
+        present = jnp.asarray(labels[name]) > 0
+        total += jnp.where(present[..., None], table[ids[labels[name]]], 0.0)
+        nothing &= ~present
+    return jnp.where(nothing[..., None], table[tokenizer.encode("street")[0]], total / 2)
+
+
+def align_loss(params: dict, data: tower.Batch, whole: LlavaConfig) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean squared distance of the projector's patches from the words for what is on them."""
+    visual = encode_images(params, jnp.asarray(data.pixel_values), config=whole, implementation="xla")
+    wanted = described(data.labels, params["language_model"]["embed_tokens"]["embedding"])
+    on_letter = jnp.asarray(data.labels["letter"]) > 0
+    error = jnp.mean((visual - wanted) ** 2, axis=-1)
+    loss = jnp.sum(error * on_letter) / jnp.sum(on_letter) + jnp.mean(error)
+    return loss, {"explained": 1 - jnp.sum(error * on_letter) / jnp.sum(jnp.mean(wanted**2, axis=-1) * on_letter)}
 
 
 def logits(params: dict, data: Batch, whole: LlavaConfig) -> Float[Array, "B G Q W"]:
@@ -129,12 +180,14 @@ def logits(params: dict, data: Batch, whole: LlavaConfig) -> Float[Array, "B G Q
     return lm.logits(hidden[:, prefix:].reshape(*data.segments.ids.shape, -1))
 
 
-def loss(params: dict, data: Batch, whole: LlavaConfig) -> tuple[Float[Array, ""], dict[str, Array]]:
+def loss(
+    params: dict, data: Batch, whole: LlavaConfig, forward: Forward = logits
+) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Weighted cross-entropy of the answers; and the share of first tokens, tokens and whole answers that are right."""
-    scores = logits(params, data, whole)
+    scores = forward(params, data, whole)
     targets, weights = jnp.asarray(data.segments.targets), jnp.asarray(data.segments.weights)
     entropy = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
-    due = weights > 0
+    due = weights > packing.HINT
     wrong = (jnp.argmax(scores, -1) != targets) & due
     first = due & (jnp.cumsum(due, axis=-1) == 1)
     answers = jnp.maximum(1, jnp.sum(jnp.any(due, -1)))

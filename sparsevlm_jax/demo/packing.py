@@ -22,12 +22,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from . import tokenizer
-from .questions import Question
+from .questions import KINDS, Question
 
 SEGMENT: Final = 16
 """Tokens of a segment: question, "ASSISTANT:", answer."""
 PREFIX_IDS: Final = (tokenizer.BOS, tokenizer.USER)
 """What stands before the image tokens."""
+_NAMED: Final = {**dict.fromkeys(KINDS, 4), "colour by word": 3}
+"""Where a question names what it is about, from the end: "... blue sign ? ASSISTANT:", "... C A F E ? ASSISTANT:"."""
 
 
 class Segments(NamedTuple):
@@ -38,13 +40,20 @@ class Segments(NamedTuple):
     weights: Float[np.ndarray, "B G Q"]
 
 
-def pack(rows: Sequence[Sequence[Question]], segments: int, first_weight: float = 1.0) -> Segments:
+HINT: Final = 0.9
+"""Weight of a hint, below that of any token of an answer."""
+
+
+def pack(
+    rows: Sequence[Sequence[Question]], segments: int, first_weight: float = 1.0, *, hints: bool = False
+) -> Segments:
     """Questions and answers as token ids; places without a question keep weight zero.
 
     Args:
         rows: the questions of each picture, at most `segments` of them.
         segments: segments per picture.
         first_weight: weight in the loss of an answer's first token, the one that takes choosing.
+        hints: also ask for an answer's first token where the question has just named what it is about ("blue").
 
     Raises:
         ValueError: a row has too many questions, or a question with its answer is too long.
@@ -57,11 +66,11 @@ def pack(rows: Sequence[Sequence[Question]], segments: int, first_weight: float 
         if len(questions) > segments:
             raise ValueError(f"expected at most {segments} questions of a picture, got {len(questions)}")
         for place, question in enumerate(questions):
-            _fill(Segments(*(array[row, place] for array in packed)), question, first_weight)
+            _fill(Segments(*(array[row, place] for array in packed)), question, first_weight, hints)
     return packed
 
 
-def _fill(segment: Segments, question: Question, first_weight: float) -> None:
+def _fill(segment: Segments, question: Question, first_weight: float, hints: bool) -> None:
     asked = tokenizer.encode(question.text + " ASSISTANT:")
     ids = (*asked, *tokenizer.encode(question.answer), tokenizer.EOS)
     if len(ids) - 1 > SEGMENT:
@@ -70,6 +79,9 @@ def _fill(segment: Segments, question: Question, first_weight: float) -> None:
     segment.targets[: len(ids) - 1] = ids[1:]
     segment.weights[len(asked) - 1 : len(ids) - 1] = 1.0
     segment.weights[len(asked) - 1] = first_weight
+    if hints and question.kind in _NAMED:
+        name = len(asked) - _NAMED[question.kind]
+        segment.targets[name], segment.weights[name] = ids[len(asked)], HINT
 
 
 def position_ids(prefix: int, segments: int) -> Int[np.ndarray, "1 T"]:

@@ -22,9 +22,9 @@ class Progress:
             self._write(step)
 
     def _write(self, step: int) -> None:
-        seconds = time.monotonic() - self._since
-        rate = len(self._metrics) * self.batch / seconds
         means = {name: sum(float(row[name]) for row in self._metrics) / len(self._metrics) for name in self._metrics[0]}
+        seconds = time.monotonic() - self._since  # only now: the numbers above are what training has to be done for
+        rate = len(self._metrics) * self.batch / seconds
         told = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         done = 20 * step // self.steps
         bar = f"{self.name} [{'#' * done}{'.' * (20 - done)}] {step}/{self.steps}"

@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from orbax.checkpoint import v1 as ocp
 
-from . import language, tower
-from .curriculum import STAGES, Stage
+from ..sparsify import SparsityConfig
+from . import language, pruned, tower
+from .curriculum import PRUNED, STAGES, Stage
 from .progress import Progress
 
 Params = dict[str, Any]
@@ -42,33 +43,54 @@ class Task(NamedTuple):
     loss: Loss
 
 
+def schedule(stage: Stage) -> optax.Schedule:
+    """Linear warm-up, a constant rate, a cosine down to a thirtieth over the last `decay` steps."""
+    pieces = [
+        optax.linear_schedule(0.0, stage.rate, stage.warm_up),
+        optax.constant_schedule(stage.rate),
+        optax.cosine_decay_schedule(stage.rate, max(1, stage.decay), 1 / 30),
+    ]
+    return optax.join_schedules(pieces, [stage.warm_up, stage.steps - stage.decay])
+
+
 def optimizer(stage: Stage) -> optax.GradientTransformation:
-    """AdamW: linear warm-up, a constant rate, a cosine down to a thirtieth over the last `decay` steps."""
-    hold = stage.steps - stage.decay - stage.warm_up
-    pieces = [optax.linear_schedule(0.0, stage.rate, stage.warm_up), optax.constant_schedule(stage.rate)]
-    pieces.append(optax.cosine_decay_schedule(stage.rate, max(1, stage.decay), 1 / 30))
-    rate = optax.join_schedules(pieces, [stage.warm_up, stage.warm_up + hold])
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.02))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule(stage), b2=0.98, weight_decay=0.02))
 
 
 def task(stage: Stage, before: Params, seed: int) -> Task:
     """What a stage trains and on what, given all parameters there are before it (none before the first)."""
-    if stage.layers is None:
-        data = functools.partial(tower.batch, size=stage.batch, mix=stage.lesson.mix)
-        return Task(before or tower.new_params(seed), {}, data, tower.loss)
+    scenes = functools.partial(tower.batch, size=stage.batch, mix=stage.lesson.mix)
+    if stage.trains == "tower":
+        return Task(before or tower.new_params(seed), {}, scenes, tower.loss)
     params = {name: part for name, part in before.items() if name != "head"}
     if "language_model" not in params:
-        params = _with_language(params["vision_tower"], stage, seed)
+        params = {**_with_language(params["vision_tower"], stage, seed), **params}
     params = language.grow(params, stage.layers)
-    frozen = {} if stage.whole else {"vision_tower": params.pop("vision_tower")}
-    data = functools.partial(language.batch, size=stage.batch, lesson=stage.lesson)
-    return Task(params, frozen, data, functools.partial(language.loss, whole=language.config(stage.layers)))
+    whole = language.config(stage.layers)
+    trained, frozen = _part(params, _TRAINED[stage.trains])
+    if stage.trains == "projector":
+        return Task(trained, frozen, scenes, functools.partial(language.align_loss, whole=whole))
+    asked = functools.partial(language.batch, size=stage.batch, lesson=stage.lesson)
+    forward = language.logits
+    if stage.tokens is not None:
+        forward = functools.partial(pruned.logits, sparsity=SparsityConfig.sparsevlm(stage.tokens))
+    return Task(trained, frozen, asked, functools.partial(language.loss, whole=whole, forward=forward))
+
+
+_TRAINED: Final = {
+    "projector": ("multi_modal_projector",),
+    "language": ("multi_modal_projector", "language_model", "lm_head"),
+    "all": ("vision_tower", "multi_modal_projector", "language_model", "lm_head"),
+}
+
+
+def _part(params: Params, names: tuple[str, ...]) -> tuple[Params, Params]:
+    return {name: params[name] for name in names}, {name: params[name] for name in params if name not in names}
 
 
 def _with_language(vision_tower: Params, stage: Stage, seed: int) -> Params:
     pixel_values = jnp.asarray(tower.batch(0, 16, stage.lesson.mix).pixel_values)
     scale = float(jnp.std(tower.features(vision_tower, pixel_values)))
-    assert stage.layers is not None
     return language.new_params(seed, stage.layers, vision_tower, scale)
 
 
@@ -163,8 +185,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing one is continued")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after this long")
+    parser.add_argument(
+        "--pruned", metavar="TOKENS", help="end with a stage that keeps so many image tokens, or a share"
+    )
     options = parser.parse_args()
-    run(options.out.absolute(), seed=options.seed, minutes=options.minutes)
+    stages = STAGES if options.pruned is None else (*STAGES, PRUNED._replace(tokens=options.pruned))
+    run(options.out.absolute(), seed=options.seed, minutes=options.minutes, stages=stages)
 
 
 if __name__ == "__main__":
