@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from .sources import CheckpointInfo
+    from .sparsify import SparsityConfig
+    from .vlm import VLM
 
 DESCRIPTION = """\
 Vision-language models in JAX that drop most image tokens on the way (SparseVLM, arXiv 2410.04417).
@@ -26,6 +28,7 @@ Vision-language models in JAX that drop most image tokens on the way (SparseVLM,
   sparsevlm generate --model DIR --image street.png --prompt "What is written on the blue sign?"
   sparsevlm info DIR
   sparsevlm convert DIR OUT
+  sparsevlm visualize TRACE
 
 `sparsevlm COMMAND --help` has more examples."""
 
@@ -62,6 +65,14 @@ INFO = """\
 examples:
   sparsevlm info llava-7b/
   sparsevlm info llava-7b/ --json"""
+
+VISUALIZE = """\
+examples:
+  what was kept for one question, stage by stage
+    sparsevlm generate --model DIR --image street.png --prompt "What is on the blue sign?" --trace blue.npz
+    sparsevlm visualize blue.npz --output blue.png
+  several questions about one picture, side by side
+    sparsevlm visualize blue.npz red.npz car.npz --output questions.svg"""
 
 METHODS = """\
 examples:
@@ -136,6 +147,7 @@ def _add_generate(commands: Commands) -> argparse.ArgumentParser:
     sampling.add_argument("--top-p", metavar="P", type=float, default=1.0, help="smallest set of that probability")
     sampling.add_argument("--top-k", metavar="K", type=int, default=0, help="only the K likeliest; 0 is all of them")
     sampling.add_argument("--seed", metavar="S", type=int, default=0, help="of the sampling (default: %(default)s)")
+    parser.add_argument("--trace", metavar="FILE", help="save every pruning decision, for `sparsevlm visualize`")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--stream", action="store_true", help="print the answer as it comes")
     output.add_argument("--json", action="store_true", help="print one JSON object: text and report")
@@ -158,6 +170,8 @@ def _generate(args: argparse.Namespace) -> None:
         top_k=args.top_k,
         seed=args.seed,
     )
+    if args.trace:
+        _save_trace(args.trace, model, args.prompt, args.image, sparsity)
     if args.stream:
         for piece in sv.stream(model, **options):
             print(piece, end="", flush=True)
@@ -165,6 +179,14 @@ def _generate(args: argparse.Namespace) -> None:
         return
     out = sv.generate(model, **options)
     print(json.dumps({"text": out.text, "report": out.report.to_dict()}) if args.json else out.text)
+
+
+def _save_trace(path: str, model: "VLM", prompt: str, images: list[str], sparsity: "SparsityConfig | None") -> None:
+    from .trace import save_trace, trace_prefill
+
+    if sparsity is None:
+        raise ValueError("a dense run prunes nothing, there is no trace to save")
+    save_trace(path, trace_prefill(model, prompt, images, sparsity=sparsity))
 
 
 def _add_convert(commands: Commands) -> argparse.ArgumentParser:
@@ -264,12 +286,30 @@ def _methods(args: argparse.Namespace) -> None:
         print(f"{name:{width}}  {methods.summary(name)}")
 
 
+def _add_visualize(commands: Commands) -> argparse.ArgumentParser:
+    parser = _command(commands, "visualize", "draw what a traced run kept", VISUALIZE)
+    parser.add_argument("traces", metavar="TRACE", nargs="+", help="files that `sparsevlm generate --trace` saved")
+    parser.add_argument("--output", metavar="FILE", default="trace.png", help="PNG or SVG (default: %(default)s)")
+    return parser
+
+
+def _visualize(args: argparse.Namespace) -> None:
+    from . import visualize
+    from .trace import load_trace
+
+    traces = [load_trace(path) for path in args.traces]
+    figure = visualize.visualize(traces[0]) if len(traces) == 1 else visualize.compare(traces)
+    visualize.save(figure, args.output)
+    print(f"drawn: {args.output}")
+
+
 COMMANDS = (
     (_add_demo, _demo),
     (_add_generate, _generate),
     (_add_convert, _convert),
     (_add_info, _info),
     (_add_methods, _methods),
+    (_add_visualize, _visualize),
 )
 
 

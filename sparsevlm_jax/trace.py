@@ -46,6 +46,7 @@ class SparsityTrace(NamedTuple):
 
     Attributes:
         method: the sparsity config's name.
+        prompt: the words asked: a question, or the text of a chat's last message.
         tokens: the prompt's text tokens as strings, image tokens left out; `is_rater` and `relevance` go with them.
         images: as the model saw them, cropped and scaled, [I, height, width, 3].
         grid: patches of one image, (rows, columns).
@@ -54,6 +55,7 @@ class SparsityTrace(NamedTuple):
     """
 
     method: str
+    prompt: str
     tokens: tuple[str, ...]
     is_rater: Bool[np.ndarray, " L"]
     relevance: Float[np.ndarray, " L"]
@@ -80,6 +82,7 @@ def trace_prefill(
     report = run.report(0, result, run.timing(None, 0.0))
     return SparsityTrace(
         method=sparsity.name,
+        prompt=_words(prompt),
         tokens=tuple(vlm.processor.tokenizer.convert_ids_to_tokens(ids[is_text].tolist())),
         is_rater=result.trace.raters.is_rater[0, : len(ids)][is_text],
         relevance=result.trace.raters.relevance[0, : len(ids)][is_text],
@@ -89,6 +92,14 @@ def trace_prefill(
         stages=_records(result.trace.stages, [plan.layer for plan in run.plans]),
         report=report.to_dict(),
     )
+
+
+def _words(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    content: Any = prompt[-1]["content"]
+    parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    return " ".join(filter(None, parts))
 
 
 def _records(stages: Any, layers: list[int]) -> tuple[StageRecord, ...]:
@@ -117,7 +128,6 @@ def _records(stages: Any, layers: list[int]) -> tuple[StageRecord, ...]:
 def members(trace: SparsityTrace, stage: int) -> list[np.ndarray]:
     """The image patches behind each visual token that enters `stage`: one for a patch, all of a cluster's for a merged
     token, through as many stages as it was merged in."""
-    record = trace.stages[stage]
     if stage == 0:
         return [np.array([patch]) for patch in trace.stages[0].origin]
     before, previous = trace.stages[stage - 1], members(trace, stage - 1)
@@ -133,6 +143,7 @@ def save_trace(path: str | Path, trace: SparsityTrace) -> Path:
     header = {
         "format": _FORMAT,
         "method": trace.method,
+        "prompt": trace.prompt,
         "tokens": trace.tokens,
         "grid": trace.grid,
         "layers": [stage.layer for stage in trace.stages],
@@ -166,6 +177,7 @@ def load_trace(path: str | Path) -> SparsityTrace:
         raise ValueError(f"{path} is not a saved trace: {error}") from None
     return SparsityTrace(
         method=header["method"],
+        prompt=header["prompt"],
         tokens=tuple(header["tokens"]),
         is_rater=arrays["is_rater"],
         relevance=arrays["relevance"],

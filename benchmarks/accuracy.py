@@ -1,0 +1,241 @@
+"""Accuracy against budget: the bundled model, held-out questions, every method.
+
+    python benchmarks/accuracy.py                    all methods at 1/3, 2/9, 1/6 and 1/9 of the image tokens
+    python benchmarks/accuracy.py --ablations        what each part of SparseVLM is worth
+    python benchmarks/accuracy.py --quick            100 questions, few cells, to see that it works
+
+Budgets are in the paper's count, the mean over layers of the tokens left after a layer; the mean entering a layer
+stands beside it. An answer is right if it is the true one, letter by letter. "of dense" is a method's accuracy over
+that of the model with all tokens on the same questions, with a 95 % interval from 2,000 paired bootstrap samples of
+*pictures* (questions about one picture are not independent). Writes results.json (every answer), results.md and
+results.png into --out; ends with one line of JSON.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from held_out import Cost, Exam, Examiner
+
+import sparsevlm_jax as sv
+from sparsevlm_jax import methods
+from sparsevlm_jax.demo import CHECKPOINT
+from sparsevlm_jax.sparsify import Bucket, RankScale, RaterScore, Recycle, SparsityConfig, Tokens
+
+SHARES = ("1/3", "2/9", "1/6", "1/9")
+HEADLINE = ("dense", "sparsevlm", "sparsevlm-diverse", "random", "uniform")
+QUICK = ("dense", "sparsevlm", "random")
+SAMPLES = 2000
+
+
+class Cell(NamedTuple):
+    """One method at one budget."""
+
+    method: str
+    share: str
+    sparsity: SparsityConfig | None
+    questions: int
+
+
+class Result(NamedTuple):
+    """What a cell reached; `low` and `high` bound `of_dense`."""
+
+    method: str
+    share: str
+    questions: int
+    accuracy: float
+    of_dense: float
+    low: float
+    high: float
+    by_kind: dict[str, float]
+    cost: Cost
+    seconds: float
+
+
+def cells(examiner: Examiner, names: list[str], questions: int, others: int) -> list[Cell]:
+    """Every method at every share it can reach with this model (1/18 too before the language model)."""
+    found, total = [Cell("dense", "1", None, questions)], examiner.vlm.config.tokens_per_image
+    for name in names:
+        for share in (*SHARES, "1/18"):
+            sparsity = methods.create(name, share)
+            if sparsity is None or (share == "1/18" and sparsity.pruning_layers(_depth(examiner))[0] >= 0):
+                continue
+            try:
+                sparsity.plan(_depth(examiner), _bucket(total))
+            except ValueError as error:  # a budget below the method's floor
+                print(f"left out: {name} at {share}: {error}")
+                continue
+            found.append(Cell(name, share, sparsity, questions if name in HEADLINE else others))
+    return found
+
+
+def ablations(examiner: Examiner, questions: int) -> list[Cell]:
+    """SparseVLM v1.5 with one part changed at a time."""
+    found = [Cell("dense", "1", None, questions)]
+    for share in ("1/3", "2/9"):
+        base = SparsityConfig.sparsevlm(share)
+        amount = Tokens.parse(share)
+        variants: dict[str, SparsityConfig] = {
+            "as published": base,
+            "raters: all text": dataclasses.replace(base, raters="all"),
+            "raters: last token": dataclasses.replace(base, raters="last"),
+            "recycling: off": dataclasses.replace(base, recycle=None),
+            "recycling: sum": dataclasses.replace(base, recycle=Recycle(merge="sum")),
+            "recycling: size-aware": dataclasses.replace(base, recycle=Recycle(size_aware=True)),
+            "one stage, first layer": dataclasses.replace(base, layers=base.pruning_layers(_depth(examiner))[:1]),
+            "one stage, second layer": dataclasses.replace(base, layers=base.pruning_layers(_depth(examiner))[1:2]),
+            "positions: kept": dataclasses.replace(base, positions="keep"),
+            "heads: 14 of 32": dataclasses.replace(base, score=RaterScore(heads=Fraction(14, 32))),
+            "gravity correction": dataclasses.replace(base, score=RaterScore(gravity=True)),
+            "budget: rank, numerical": _rank(examiner, base, amount, "numerical"),
+            "budget: rank, entropy": _rank(examiner, base, amount, "entropy"),
+        }
+        found += [Cell(name, share, sparsity, questions) for name, sparsity in variants.items()]
+    return found
+
+
+def _rank(examiner: Examiner, base: SparsityConfig, amount: Tokens, measure: Any) -> SparsityConfig:
+    """Rank-adaptive counts whose mean over layers, on the first questions, is that of the fixed schedule."""
+    target = float(Fraction(amount.amount)) * examiner.vlm.config.tokens_per_image
+    low, high = 0.0, 64.0
+    for _ in range(12):
+        scale = (low + high) / 2
+        method = dataclasses.replace(base, budget=RankScale(scale, measure=measure))
+        after = examiner.ask(method, 64)[1].mean_after_layers
+        low, high = (scale, high) if after < target else (low, scale)
+    return dataclasses.replace(base, budget=RankScale(low, measure=measure))
+
+
+def run(examiner: Examiner, cell: Cell, dense: np.ndarray) -> tuple[Result, list[str]]:
+    start = time.perf_counter()
+    answers, cost = examiner.ask(cell.sparsity, cell.questions)
+    seconds = time.perf_counter() - start
+    right = examiner.right(answers)
+    scenes = np.array(examiner.exam.scenes[: len(right)])
+    kept, low, high = of_dense(right, dense[: len(right)] if dense.size else right, scenes)
+    kinds = np.array([question.kind for question in examiner.exam.questions[: len(right)]])
+    by_kind = {kind: float(right[kinds == kind].mean()) for kind in sorted(set(kinds))}
+    result = Result(cell.method, cell.share, len(right), right.mean(), kept, low, high, by_kind, cost, seconds)
+    return result, answers
+
+
+def of_dense(right: np.ndarray, dense: np.ndarray, scenes: np.ndarray) -> tuple[float, float, float]:
+    """Ratio of accuracies and its 95 % bootstrap interval over pictures, both answered on the same questions."""
+    _, where = np.unique(scenes, return_inverse=True)
+    ours, theirs = np.bincount(where, right), np.bincount(where, dense)
+    draws = np.random.default_rng(0).integers(0, len(ours), (SAMPLES, len(ours)))
+    ratios = ours[draws].sum(axis=1) / np.maximum(theirs[draws].sum(axis=1), 1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(right.sum() / max(dense.sum(), 1)), float(low), float(high)
+
+
+def table(results: list[Result]) -> str:
+    head = ["method", "budget", "tokens after / entering a layer", "questions", "accuracy", "of dense", "95 % interval"]
+    lines = ["| " + " | ".join([*head, "MACs of dense", "KV of dense"]) + " |", "|---" * (len(head) + 2) + "|"]
+    for r in results:
+        tokens = f"{r.cost.mean_after_layers:.1f} / {r.cost.mean_entering_layers:.1f}"
+        macs, kv = r.cost.paper_macs / r.cost.paper_macs_dense, r.cost.kv_bytes / r.cost.kv_bytes_dense
+        lines.append(
+            f"| {r.method} | {r.share} | {tokens} | {r.questions:,} | {r.accuracy:.1%} | {r.of_dense:.1%} "
+            f"| {r.low:.1%} to {r.high:.1%} | {macs:.0%} | {kv:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def kinds_table(results: list[Result]) -> str:
+    kinds = list(results[0].by_kind)
+    lines = ["| method | budget | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 2) + "|"]
+    for r in results:
+        scores = (f"{r.by_kind[kind]:.1%}" if kind in r.by_kind else "" for kind in kinds)
+        lines.append(f"| {r.method} | {r.share} | " + " | ".join(scores) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: list[Result], path: Path) -> None:
+    """Accuracy over budget, a line a method, with intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=130)
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(r.method for r in results if r.method != "dense"):
+        own = sorted((r for r in results if r.method == name), key=lambda r: float(Fraction(r.share)))
+        x = [float(Fraction(r.share)) for r in own]
+        errors = [[r.of_dense - r.low for r in own], [r.high - r.of_dense for r in own]]
+        style = "-" if name in HEADLINE else ":"
+        axes.errorbar(x, [r.of_dense for r in own], yerr=errors, label=name, linestyle=style, marker="o", capsize=2)
+    axes.set(xscale="log", xlabel="image tokens left, share (mean after a layer)", ylabel="accuracy, of dense")
+    shares = sorted({r.share for r in results if r.method != "dense"}, key=lambda s: float(Fraction(s)))
+    axes.set_xticks([float(Fraction(s)) for s in shares], shares)
+    axes.minorticks_off()
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def commit() -> str:
+    """The commit measured, "+" where the tree differs from it."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def _depth(examiner: Examiner) -> int:
+    return examiner.vlm.config.text.num_hidden_layers
+
+
+def _bucket(visual: int) -> Bucket:
+    return Bucket(text=32, visual=visual, visual_step=visual)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=CHECKPOINT, help="a checkpoint folder (default: the bundled one)")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--methods", nargs="*", default=sorted(set(methods.METHODS) - {"dense"}))
+    parser.add_argument("--questions", type=int, default=4000, help="of the headline methods (default: %(default)s)")
+    parser.add_argument("--others", type=int, default=1000, help="of the other methods (default: %(default)s)")
+    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("accuracy"))
+    args = parser.parse_args()
+    if args.quick:
+        args.questions = args.others = 100
+        args.methods = [name for name in QUICK if name != "dense"]
+    examiner = Examiner(sv.load(args.model), Exam.draw(args.questions, args.split))
+    args.out.mkdir(parents=True, exist_ok=True)
+    todo = (
+        ablations(examiner, args.others)
+        if args.ablations
+        else cells(examiner, args.methods, args.questions, args.others)
+    )
+    todo = todo[:3] if args.quick else todo
+    results, answers, dense = [], {}, np.zeros(0)
+    for cell in todo:
+        result, told = run(examiner, cell, dense)
+        dense = examiner.right(told) if cell.method == "dense" else dense
+        results.append(result)
+        answers[f"{cell.method} {cell.share}"] = told
+        print(f"{cell.method:24s} {cell.share:5s} {result.accuracy:6.1%} in {result.seconds:.0f} s", flush=True)
+    text = f"{table(results)}\n\n{kinds_table(results)}\n"
+    (args.out / "results.md").write_text(text)
+    truth = [[*q] for q in examiner.exam.questions]
+    record = dict(commit=commit(), jax=jax.__version__, split=args.split, questions=truth, answers=answers)
+    (args.out / "results.json").write_text(json.dumps(record) + "\n")
+    if not args.ablations:
+        plot(results, args.out / "results.png")
+    print("\n" + text)
+    summary = [r._replace(cost=dataclasses.asdict(r.cost))._asdict() for r in results]
+    print(json.dumps(dict(commit=record["commit"], split=args.split, results=summary)))
+
+
+if __name__ == "__main__":
+    main()
