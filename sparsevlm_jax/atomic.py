@@ -8,6 +8,7 @@ lock on the sibling, which dies with its process, tells a dead attempt from a ru
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,11 +47,12 @@ def new_folder(
             _sync(work)
             _check_free(target, overwrite, replaceable)  # somebody may have been faster
             _put_in_place(work, target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
+    except BaseException as error:
         if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
+        raise
 
 
 def _check_free(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
@@ -73,6 +75,17 @@ def _put_in_place(work: Path, target: Path) -> None:
     _sync_folder(target.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove(work: Path) -> None:
+    """Deletes the folder of an attempt that failed, and again if its threads, not all dead yet, bring it back."""
+    quiet = 0
+    for _ in range(100):
+        quiet = 0 if work.exists() else quiet + 1
+        if quiet == 10:
+            return
+        shutil.rmtree(work, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _sweep(target: Path) -> None:

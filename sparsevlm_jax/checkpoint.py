@@ -188,8 +188,12 @@ def _check_tensors(origin: object, config: LlavaConfig, tensors: dict[str, tuple
 def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
     from orbax.checkpoint import v1 as ocp  # a second of import that only conversion needs
 
+    context = ocp.Context()  # limits what is copied at a time, which is everything otherwise
+    largest = max(leaf.nbytes for leaf in flatten(params).values())
+    context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = 2 * largest
     try:
-        ocp.save(str(path), params)
+        with context:
+            ocp.save(str(path), params)
     except Exception as error:  # the storage layer raises many kinds
         raise CheckpointError(f"cannot write {target}: {_first_line(error)}") from error
 
