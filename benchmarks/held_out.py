@@ -19,7 +19,7 @@ from sparsevlm_jax.demo.questions import Question
 from sparsevlm_jax.models.llava import EncodedImages, encode
 from sparsevlm_jax.prefill import PrefillInputs, prefill
 from sparsevlm_jax.processing import ProcessedInputs
-from sparsevlm_jax.sparsify import SparsityConfig
+from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 from sparsevlm_jax.vlm import VLM
 
 BATCH, NEW_TOKENS = 64, 10
@@ -86,27 +86,25 @@ class Examiner:
         asked = self.exam.questions[: len(answers)]
         return np.array([told.strip() == q.answer for told, q in zip(answers, asked, strict=True)], np.float64)
 
-    def _ask(self, rows: list[int], sparsity: SparsityConfig | None) -> tuple[list[str], np.ndarray, list[int]]:
-        config, implementation = self.vlm.config, self.vlm.implementation
+    def inputs(self, rows: Sequence[int], sparsity: SparsityConfig | None) -> tuple[PrefillInputs, Bucket]:
+        """The questions of `rows` and their encoded pictures, padded."""
+        config = self.vlm.config
         ids = [self._ids(self.exam.questions[row].text) for row in rows]
         empty = np.zeros((0, 3, config.vision.image_size, config.vision.image_size), np.float32)
-        bare = ProcessedInputs(ids, empty, (1,) * len(rows))
-        batch = assemble(bare, config, new_tokens=NEW_TOKENS)
+        batch = assemble(ProcessedInputs(ids, empty, (1,) * len(rows)), config, new_tokens=NEW_TOKENS)
         features, context = self._encoded([self.exam.scenes[row] for row in rows], sparsity)
-        out = _prefill(
-            self.vlm.params,
-            PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features, context),
-            config=config,
-            sparsity=sparsity,
-            bucket=batch.bucket,
-            implementation=implementation,
-            new_tokens=NEW_TOKENS,
-        )
-        static: dict[str, Any] = dict(config=config, implementation=implementation, buffer=NEW_TOKENS)
-        generated, _ = _generate(self.vlm.params, out.logits, out.state, jnp.int32(NEW_TOKENS), **static)
+        prompt = jnp.asarray(batch.input_ids), jnp.asarray(batch.length)
+        return PrefillInputs(*prompt, features, context), batch.bucket
+
+    def _ask(self, rows: list[int], sparsity: SparsityConfig | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+        inputs, bucket = self.inputs(rows, sparsity)
+        static: dict[str, Any] = dict(config=self.vlm.config, implementation=self.vlm.implementation)
+        out = _prefill(self.vlm.params, inputs, sparsity=sparsity, bucket=bucket, new_tokens=NEW_TOKENS, **static)
+        limit = jnp.int32(NEW_TOKENS)
+        generated, _ = _generate(self.vlm.params, out.logits, out.state, limit, buffer=NEW_TOKENS, **static)
         tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)
         told = [self.vlm.processor.decode(row[:size]) for row, size in zip(tokens, counts, strict=True)]
-        return told, np.asarray(out.visual_count), [len(row) for row in ids]
+        return told, np.asarray(out.visual_count), np.asarray(inputs.length)
 
     def _ids(self, text: str) -> np.ndarray:
         """A question's ids; the processor wants a picture, any will do."""
@@ -143,7 +141,7 @@ class Examiner:
             own = jax.tree.map(lambda part, index=index: part[index], context)
             self._pictures[scene, needs, merging] = (features[index], own)
 
-    def _cost(self, sparsity: SparsityConfig | None, leaving: np.ndarray, lengths: list[int]) -> Cost:
+    def _cost(self, sparsity: SparsityConfig | None, leaving: np.ndarray, lengths: np.ndarray) -> Cost:
         config, text = self.vlm.config, self.vlm.config.text
         layers = sparsity.pruning_layers(text.num_hidden_layers) if sparsity else ()
         reports = [
@@ -151,7 +149,7 @@ class Examiner:
                 method="",
                 config=config,
                 images=1,
-                text_tokens=length - config.tokens_per_image,
+                text_tokens=int(length) - config.tokens_per_image,
                 layers=layers,
                 leaving=[int(count) for count in leaving[:, row]],
                 overflow=(),
