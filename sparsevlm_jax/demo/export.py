@@ -83,7 +83,8 @@ def main() -> None:
     if "language_model" not in params:
         parser.error(f"{options.run} holds no checkpoint of a stage that trains the language model")
     layers = len(params["language_model"]["layers"])
-    export(params, language.config(layers), options.to)
+    model = {name: part for name, part in params.items() if name != "head"}  # the tower's, of no use to LLaVA
+    export(model, language.config(layers), options.to)
 
 
 if __name__ == "__main__":
