@@ -46,7 +46,7 @@ def random_row(seed: int, visual: int, question: int, length: int = 16):
 
 def run(rows, rule="greater", capacity=16):
     hidden, is_visual, is_question = (jnp.array(np.stack(field)) for field in zip(*rows, strict=True))
-    return select_raters_jit(hidden, is_visual, is_question, question_capacity=capacity, rule=rule)
+    return jax.device_get(select_raters_jit(hidden, is_visual, is_question, question_capacity=capacity, rule=rule))
 
 
 @given(seed=st.integers(0, 999), visual=st.integers(1, 8), question=st.integers(1, 8))

@@ -39,7 +39,7 @@ def random_rows(seeds, visual_counts, scale=1.0):
 
 
 def recycled(hidden, order, kept, visual_counts, rule=RULES["code"]):
-    return run(jnp.array(hidden), jnp.array(order), jnp.array(kept), jnp.array(visual_counts), rule)
+    return jax.device_get(run(jnp.array(hidden), jnp.array(order), jnp.array(kept), jnp.array(visual_counts), rule))
 
 
 drawn = st.integers(0, VISUAL).flatmap(lambda visual: st.tuples(st.just(visual), st.integers(0, visual)))

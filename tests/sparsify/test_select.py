@@ -16,7 +16,7 @@ mask = st.lists(st.booleans(), min_size=VISUAL, max_size=VISUAL)
 
 @given(scores=st.tuples(row, row), valid=st.tuples(mask, mask), count=st.tuples(*[st.integers(0, VISUAL + 2)] * 2))
 def test_the_best_valid_tokens_stay_as_many_as_asked_for(scores, valid, count):
-    chosen = select_jit(jnp.array(scores), jnp.array(valid), jnp.array(count))
+    chosen = jax.device_get(select_jit(jnp.array(scores), jnp.array(valid), jnp.array(count)))
     for b in range(2):
         ranked = sorted((i for i in range(VISUAL) if valid[b][i]), key=lambda i: (-scores[b][i], i))
         kept = min(count[b], len(ranked))

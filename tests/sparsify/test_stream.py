@@ -96,7 +96,7 @@ def test_compact_is_list_surgery(row, keep, merged, positions):
     if positions == "repack":
         expected = [(hidden, i, visual, rater) for i, (hidden, _, visual, rater) in enumerate(expected)]
 
-    out = compact_jit(
+    compacted = compact_jit(
         stream_of([row.ljust(9, ".")]),
         jnp.array([keep]),
         jnp.array([[[-1.0], [-2.0]]]),
@@ -105,6 +105,7 @@ def test_compact_is_list_surgery(row, keep, merged, positions):
         capacity=11,
         positions=positions,
     )
+    out = jax.device_get(compacted)
     got = zip(out.hidden[0, :, 0], out.position_ids[0], out.is_visual[0], out.is_rater[0], strict=True)
     rows = [tuple(value.item() for value in token) for token in got]
     assert rows == expected + [(0.0, 0, False, False)] * (11 - len(expected))
