@@ -1,0 +1,76 @@
+"""Costs are the published ones where the paper gives them, and both means are told apart."""
+
+import math
+
+import pytest
+
+from sparsevlm_jax import accounting
+from sparsevlm_jax.models import LlavaConfig
+
+LAYERS, DEPTH, WORDS = (2, 6, 15), 32, 118
+CONFIG = LlavaConfig.from_hf(
+    {
+        "model_type": "llava",
+        "text_config": {"model_type": "llama", "vocab_size": 32064},
+        "image_token_index": 32000,
+    }
+)  # LLaVA-1.5-7B
+V15 = {192: (309, 204, 113), 128: (312, 117, 39), 96: (249, 55, 27), 64: (82, 32, 18)}  # leaving each stage
+PLUS = {576: (576, 576, 576), 192: (300, 200, 118), 128: (238, 108, 60), 64: (66, 34, 20)}
+
+
+def entering(leaving):
+    return accounting.tokens_entering(576, LAYERS, leaving, DEPTH)
+
+
+def test_tokens_entering_a_layer_fall_behind_each_pruning_layer():
+    assert entering(V15[192]) == (576,) * 3 + (309,) * 4 + (204,) * 9 + (113,) * 16
+
+
+@pytest.mark.parametrize(("tokens", "after", "true"), [(192, 192.03, 206.5), (128, 128.63, 145.4), (64, 64.81, 82.2)])
+def test_the_papers_mean_and_the_true_one(tokens, after, true):
+    counts = entering(V15[tokens])
+    assert accounting.mean_after_layers(counts, V15[tokens][-1]) == pytest.approx(after, abs=6e-3)
+    assert sum(counts) / DEPTH == pytest.approx(true, abs=6e-2)
+
+
+@pytest.mark.parametrize(("tokens", "tera"), [(576, 4.62), (192, 2.135), (128, 1.721), (64, 1.311)])
+def test_multiply_accumulates_are_the_papers_tflops(tokens, tera):
+    macs = accounting.paper_macs([count + WORDS for count in entering(PLUS[tokens])], CONFIG.text)
+    assert macs / 1e12 == pytest.approx(tera, abs=6e-3)
+
+
+def test_cache_bytes_are_the_papers():
+    assert accounting.kv_bytes([576] * 32, CONFIG.text, 2) / 1e6 == pytest.approx(302.0, abs=0.5)
+    assert accounting.kv_bytes([192] * 32, CONFIG.text, 2) / 1e6 == pytest.approx(100.8, abs=0.5)
+
+
+def test_exact_flops_are_two_per_multiply_accumulate_plus_the_head():
+    tokens = [700] * 32
+    text = CONFIG.text
+    head = 2 * text.hidden_size * text.vocab_size
+    assert accounting.decoder_flops(tokens, text) == 2 * accounting.paper_macs(tokens, text) + head
+
+
+def test_encoder_flops_follow_the_layers_that_run():
+    # CLIP ViT-L/14-336: 23 of its 24 layers on 577 tokens, 577 * (12 * 1024^2 + 2 * 577 * 1024) each; then a projector.
+    layers = 23 * 577 * (12 * 1024**2 + 2 * 577 * 1024)
+    patches, projector = 576 * 588 * 1024, 576 * (1024 * 4096 + 4096**2)
+    assert accounting.encoder_flops(1, CONFIG) == 2 * (layers + patches + projector)
+    assert accounting.encoder_flops(0, CONFIG) == 0
+
+
+def test_stage_costs_are_the_papers_formulas():
+    cost = accounting.stage_cost(
+        2, text=30, entering=576, candidates=83, clusters=9, dim=4096, adaptive=True, first=True
+    )
+    assert cost.raters == 2 * 30 * 576 * 4096
+    assert cost.score == 30 * 576
+    assert cost.rank == 30 * 576 * 30
+    assert cost.cluster == 83 * (3 * 83 - 1) * 2 * 4096 + 83
+    assert cost.merge == 4096 * (83 - 9)
+    assert cost.total == math.fsum([cost.raters, cost.score, cost.rank, cost.cluster, cost.merge])
+    later = accounting.stage_cost(
+        6, text=30, entering=309, candidates=0, clusters=0, dim=4096, adaptive=False, first=False
+    )
+    assert (later.raters, later.rank, later.cluster, later.merge) == (0, 0, 0, 0)
