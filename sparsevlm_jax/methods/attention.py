@@ -35,9 +35,9 @@ def fastv(tokens: Amount = 192, *, layer: int = 2) -> SparsityConfig:
 def pyramiddrop(tokens: Amount = 192) -> SparsityConfig:
     """PyramidDrop (arXiv 2410.17247): a like share after 1/4, 1/2 and 3/4 of the layers, as FastV scores.
 
-    Stages end after 8, 16 and 24 of 32 layers; positions are renumbered. The paper ranks by the *next* layer's query and key
-    projections of the stage's output, here it is the attention of the layer just run. The first quarter of the layers
-    sees all tokens, so a budget below a quarter of them cannot be met.
+    Stages end after 8, 16 and 24 of 32 layers; positions are renumbered. The paper ranks by the *next* layer's query
+    and key projections of the stage's output, here it is the attention of the layer just run. The first quarter of the
+    layers sees all tokens, so a budget below a quarter of them cannot be met.
     """
     return SparsityConfig(
         budget=Tokens(parse_amount(tokens), Geometric()),

@@ -142,7 +142,7 @@ class Determinantal:
             row = jnp.where(usable, residual / jnp.sqrt(jnp.where(usable, fresh, 1)), 0)
             return left - row**2, rows.at[:, step].set(row)
 
-        rows = jnp.zeros((is_valid.shape[0], capacity, is_valid.shape[1]))
+        rows = jnp.zeros((is_valid.shape[0], max(capacity, 1), is_valid.shape[1]))
         turn = greedy(gain, update, (volume, rows), is_valid, capacity=capacity)
         return in_turn(turn, scores, is_valid, count)
 

@@ -3,6 +3,7 @@
 B rows · L slots · V visual tokens · N heads · K kv heads · H head dim · D model dim
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
         lengths.append(end + question)
         hidden[row, lengths[-1] :] = 1e3  # padding that must not matter
     if same:
-        hidden[is_visual], q[:], cls_attention[:], keys[:] = 1.0, 0.0, 0.5, 1.0
+        hidden[is_visual], q[:], k[:], cls_attention[:], keys[:] = 1.0, 0.0, 1.0, 0.5, 1.0
     if config.merging is not None:  # what a tower that merges would have left
         size = np.zeros((rows, 2 * STEP))
         for row, images in enumerate(IMAGES):
@@ -69,19 +70,14 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
     return World(stream, Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), 1e4), context)
 
 
-@jax.jit
-def _total(stream: TokenStream):
-    return stream.is_visual.sum(axis=1)
-
-
 def run_stage(world: World, config: SparsityConfig):
     """The first stage of the method on `world`: its plan, decision, the stream that leaves, and what was recycled."""
+    return config.plan(DEPTH, BUCKET)[0], *_run_stage(world, config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _run_stage(world: World, config: SparsityConfig):
     plan = config.plan(DEPTH, BUCKET)[0]
-
-    @jax.jit
-    def run(world: World):
-        attention = None if plan.layer < 0 else world.attention
-        decision = decide(world.stream, attention, _total(world.stream), plan, config, world.images)
-        return decision, *apply(world.stream, decision, plan, config)
-
-    return plan, *run(world)
+    attention = None if plan.layer < 0 else world.attention
+    decision = decide(world.stream, attention, world.stream.is_visual.sum(axis=1), plan, config, world.images)
+    return decision, *apply(world.stream, decision, plan, config)

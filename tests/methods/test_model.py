@@ -1,0 +1,95 @@
+"""Every method inside a model: each row as if it were alone, one program for one shape, all tokens kept is dense."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsevlm_jax import methods
+from sparsevlm_jax.models import init_params, llava
+from sparsevlm_jax.models.clip import ClipVisionConfig
+from sparsevlm_jax.models.llama import LlamaConfig
+from sparsevlm_jax.models.llava import LlavaConfig
+from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, prefill
+from sparsevlm_jax.sparsify import Bucket, SparsityConfig
+
+IMAGE_ID, STEP = 63, 16
+CONFIG = LlavaConfig(
+    vision=ClipVisionConfig(32, 48, 4, 2, image_size=28, patch_size=7),
+    text=LlamaConfig(64, 32, 48, 4, 4, 2, 8, 1e-5, 1e4, 512),
+    image_token_id=IMAGE_ID,
+)
+BUCKET = Bucket(text=9, visual=2 * STEP, visual_step=STEP)
+ROWS = ((1, 4), (2, 7), (0, 6))  # images and words behind them
+PRUNED = sorted(set(methods.METHODS) - {"dense"})
+
+
+@pytest.fixture(scope="module")
+def model() -> dict:
+    return init_params(CONFIG)
+
+
+@functools.partial(jax.jit, static_argnames=("context", "merging"))
+def encode(tree, pixels, context, merging):
+    return llava.encode(tree, pixels, config=CONFIG, implementation="xla", context=context, merging=merging)
+
+
+@functools.partial(jax.jit, static_argnames=("sparsity",))
+def run_prefill(tree, inputs, sparsity):
+    return prefill(tree, inputs, config=CONFIG, sparsity=sparsity, bucket=BUCKET, implementation="xla", new_tokens=1)
+
+
+def run(tree: dict, rows: list[int], sparsity: SparsityConfig | None) -> PrefillResult:
+    """A batch of some of ROWS, each with its own words and pictures whatever stands beside it."""
+    ids, lengths, pixels = np.zeros((len(rows), BUCKET.capacity), np.int32), [], []
+    for at, row in enumerate(rows):
+        rng, (images, words) = np.random.default_rng(row), ROWS[row]
+        line = [*rng.integers(0, 60, 2), *[IMAGE_ID] * (images * STEP), *rng.integers(0, 60, words)]
+        ids[at, : len(line)] = line
+        lengths.append(len(line))
+        pixels += [rng.normal(size=(3, 28, 28)) for _ in range(images)]
+    pixels += [np.zeros((3, 28, 28))] * (3 - len(pixels))
+    context, merging = (sparsity.needs_images, sparsity.merging) if sparsity else (False, None)
+    images = encode(tree, jnp.asarray(np.array(pixels), jnp.float32), context, merging)
+    return run_prefill(tree, PrefillInputs(jnp.asarray(ids), jnp.asarray(lengths), *images), sparsity)
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_batch_is_its_rows_one_by_one_and_a_second_one_compiles_nothing(model, name):
+    together = run(model, [0, 1, 2], methods.create(name, "1/2"))
+    before = run_prefill._cache_size()
+    elsewhere = run(model, [1, 0, 2], methods.create(name, "1/2"))
+    assert run_prefill._cache_size() == before, "an equal method is the same program"
+    for row in (0, 1):
+        alone = run(model, [row], methods.create(name, "1/2"))
+        assert alone.visual_count[:, 0].tolist() == together.visual_count[:, row].tolist()
+        assert 0 < int(together.visual_count[-1, row]) < ROWS[row][0] * STEP
+        for other in (alone.logits[0], elsewhere.logits[1 - row]):
+            np.testing.assert_allclose(other, together.logits[row], atol=2e-5)
+    np.testing.assert_allclose(elsewhere.logits[2], together.logits[2], atol=2e-5)
+    assert run_prefill._cache_size() <= before + 1
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_keeping_every_token_is_dense(model, name):
+    dense = run(model, [0, 1, 2], None)
+    kept = run(model, [0, 1, 2], methods.create(name, 2 * STEP))
+    assert (kept.visual_count == jnp.array([STEP, 2 * STEP, 0])).all()
+    np.testing.assert_allclose(kept.logits, dense.logits, atol=2e-5)
+    assert kept.state.cache.length.tolist() == dense.state.cache.length.tolist()
+    assert kept.state.next_position.tolist() == dense.state.next_position.tolist()
+
+
+def test_a_method_that_asks_nothing_of_the_tower_costs_it_nothing(model):
+    pixels = jnp.ones((2, 3, 28, 28))
+
+    def encode_images(tree, pixels):
+        return llava.encode(tree, pixels, config=CONFIG, implementation="xla").features
+
+    plain = jax.jit(functools.partial(llava.encode_images, config=CONFIG, implementation="xla"))
+    assert jax.jit(encode_images).lower(model, pixels).as_text() == plain.lower(model, pixels).as_text()
+    for name in ("sparsevlm", "fastv", "visionzip"):
+        cache = jax.eval_shape(lambda name=name: run(model, [0], methods.create(name, "1/2"))).state.cache
+        assert not any(bias is not None for bias in cache.bias), "no sizes, no bias"
