@@ -1,0 +1,79 @@
+"""Attention in chunks of queries, with shared key heads, of ragged rows: always the plain formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsevlm_jax.models import attention
+from sparsevlm_jax.models.cache import append, with_room
+
+TOKENS, LENGTHS = 21, [21, 13, 1]
+
+
+def qkv(kv_heads: int):
+    rng = np.random.default_rng(0)
+    shapes = [(3, TOKENS, heads, 8) for heads in (4, kv_heads, kv_heads)]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def plain(q, k, v, length: int) -> np.ndarray:
+    """Causal attention of one row's first `length` tokens, float64; key heads repeated for their groups."""
+    q, k, v = (array[:length].astype(np.float64) for array in (q, k, v))
+    k, v = (np.repeat(array, q.shape[1] // array.shape[1], axis=1) for array in (k, v))
+    logits = np.einsum("TNH,SNH->NTS", q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(np.where(np.tri(length, dtype=bool), logits, -np.inf))
+    return np.einsum("NTS,SNH->TNH", weights / weights.sum(axis=-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("chunk", [4, 8, 21, 1024])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_causal_attention_is_the_plain_formula_on_valid_rows_and_finite_elsewhere(monkeypatch, kv_heads, chunk):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+    q, k, v = qkv(kv_heads)
+    out = np.asarray(attention.causal_attention(q, k, v, jnp.array(LENGTHS), implementation="xla"))
+    assert np.isfinite(out).all()
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(out[row, :length], plain(q[row], k[row], v[row], length), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_decoding_a_token_is_the_last_row_of_causal_attention(kv_heads):
+    q, k, v = qkv(kv_heads)
+    q, k, v = (jnp.array(array) for array in (q, k, v))
+    length = jnp.array(LENGTHS) - 1
+    rows = jnp.arange(3)
+    k_cache, v_cache = (append(with_room(array, 2), array[rows, length][:, None], length) for array in (k, v))
+    out = attention.decode_attention(q[rows, length][:, None], k_cache, v_cache, length + 1, implementation="xla")
+    full = attention.causal_attention(q, k, v, length + 1, implementation="xla")
+    np.testing.assert_allclose(out[:, 0], full[rows, length], rtol=1e-5, atol=1e-6)
+
+
+def test_append_of_one_row_writes_the_same_slot_as_of_many():
+    cache, new = jnp.zeros((2, 4, 1, 1)), jnp.ones((2, 1, 1, 1))
+    together = append(cache, new, jnp.array([2, 0]))
+    assert together[..., 0, 0].tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
+    assert append(cache[:1], new[:1], jnp.array([2]))[..., 0, 0].tolist() == [[0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "head_dim", "chosen"),
+    [
+        ("cpu", jnp.bfloat16, 128, "xla"),
+        ("gpu", jnp.bfloat16, 128, "cudnn"),
+        ("gpu", jnp.float16, 64, "cudnn"),
+        ("gpu", jnp.float32, 128, "xla"),
+        ("gpu", jnp.bfloat16, 12, "xla"),
+        ("gpu", jnp.bfloat16, 256, "xla"),
+    ],
+)
+def test_cudnn_is_chosen_where_it_can_run(platform, dtype, head_dim, chosen):
+    assert attention.choose_implementation(dtype, head_dim=head_dim, platform=platform) == chosen
+
+
+def test_an_implementation_that_cannot_run_here_is_an_error_not_another_one():
+    if jax.default_backend() != "cpu":
+        pytest.skip("cuDNN may run here")
+    q, k, v = qkv(4)
+    with pytest.raises(Exception, match=r"(?i)cudnn|cuda|gpu|dtype"):
+        attention.causal_attention(q, k, v, jnp.array(LENGTHS), implementation="cudnn")

@@ -1,0 +1,206 @@
+"""Prefill and decode: keeping all is dense, a batch is its rows one by one, and full-size models fit their shapes."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsevlm_jax.decode import decode_step, generate
+from sparsevlm_jax.models import LlavaConfig, abstract_params, attention
+from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, SparsityConfig, Tokens
+from tests.jaxprs import shapes_within
+from tests.random_model import CONFIG, STEP, Row, batch, random_params
+
+NEW_TOKENS = 5
+LAYERS = (0, 1)
+METHODS = {
+    "half": SparsityConfig(budget=Tokens.parse("1/2"), layers=LAYERS),
+    "kept": SparsityConfig(budget=KeptTokens((9, 4)), layers=LAYERS),
+    "rank": SparsityConfig(budget=RankScale(1.3, 0.5), layers=LAYERS),
+    "plus": dataclasses.replace(SparsityConfig.sparsevlm_plus("1/2"), layers=LAYERS),
+    "paper": dataclasses.replace(SparsityConfig.paper(0.5), layers=LAYERS),
+}
+ROWS = [Row(0, 2, 1, 5), Row(1, 0, 2, 3), Row(2, 20, 0, 4), Row(3, 1, 1, 1)]
+BUCKET = Bucket(text=24, visual=2 * STEP, visual_step=STEP)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params()
+
+
+@functools.partial(jax.jit, static_argnames=("sparsity", "bucket"))
+def answer(params, inputs, sparsity, bucket):
+    """Prefill with its trace, and the greedy answer."""
+    common = dict(config=CONFIG, implementation="xla")
+    out = prefill(params, inputs, sparsity=sparsity, bucket=bucket, new_tokens=NEW_TOKENS, trace=True, **common)
+    generated, _ = generate(params, out.logits, out.state, jnp.int32(NEW_TOKENS), buffer=NEW_TOKENS, **common)
+    return out._replace(state=out.state._replace(cache=out.state.cache.length)), generated
+
+
+def ask(params, rows, sparsity, bucket=BUCKET) -> Any:
+    return jax.device_get(answer(params, batch(rows, bucket), sparsity, bucket))
+
+
+def relative_error(ours, theirs) -> float:
+    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
+
+
+def test_keeping_every_token_is_the_dense_model(params):
+    dense, dense_answer = ask(params, ROWS, None)
+    everything = SparsityConfig(budget=Tokens.parse("100%"), layers=LAYERS)
+    kept, answer_kept = ask(params, ROWS, everything)
+    assert kept.visual_count.tolist() == [[16, 32, 0, 16]] * 2
+    np.testing.assert_array_equal(answer_kept.tokens, dense_answer.tokens)
+    assert relative_error(kept.logits, dense.logits) < 1e-6
+
+
+def test_jit_computes_what_eager_does(params):
+    rows, bucket = ROWS[:1], Bucket(8, STEP, STEP)
+    options = dict(config=CONFIG, sparsity=METHODS["kept"], bucket=bucket, implementation="xla")
+    eager = prefill(params, batch(rows, bucket), **options)
+    jitted, _ = ask(params, rows, METHODS["kept"], bucket)
+    assert relative_error(eager.logits, jitted.logits) < 1e-5
+    assert eager.visual_count.tolist() == jitted.visual_count.tolist()
+
+
+def assert_same_answer(together, b, alone):
+    """Row `b` of a batch against row 0 of a run of its own."""
+    (batched, batched_answer), (single, single_answer) = together, alone
+    assert relative_error(batched.logits[b], single.logits[0]) < 1e-5
+    np.testing.assert_array_equal(batched_answer.tokens[b], single_answer.tokens[0])
+    np.testing.assert_array_equal(batched.visual_count[:, b], single.visual_count[:, 0])
+    np.testing.assert_array_equal(batched.state.cache[:, b], single.state.cache[:, 0])
+    np.testing.assert_array_equal(batched.state.next_position[:, b], single.state.next_position[:, 0])
+    for ours, theirs in zip(batched.trace.stages, single.trace.stages, strict=True):
+        kept, kept_alone = ours.decision.selection.is_kept[b], theirs.decision.selection.is_kept[0]
+        assert np.flatnonzero(kept).tolist() == np.flatnonzero(kept_alone).tolist()
+
+
+rows_drawn = st.builds(Row, st.integers(0, 99), st.integers(0, 16), st.integers(0, 2), st.integers(1, 8))
+
+
+@settings(max_examples=10)
+@given(
+    rows=st.tuples(rows_drawn, rows_drawn, rows_drawn),
+    name=st.sampled_from(sorted(METHODS)),
+    text=st.sampled_from([24, 40]),
+)
+def test_a_batch_is_its_rows_one_by_one(params, rows, name, text):
+    together = ask(params, rows, METHODS[name], Bucket(text, 2 * STEP, STEP))
+    for b, row in enumerate(rows):
+        assert_same_answer(together, b, ask(params, [row], METHODS[name]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_long_text_without_image_beside_images(params, name):
+    rows = [Row(5, 19, 0, 5), Row(6, 0, 2, 1), Row(7, 0, 1, 3)]
+    together = ask(params, rows, METHODS[name])
+    for b, row in enumerate(rows):
+        assert_same_answer(together, b, ask(params, [row], METHODS[name]))
+    assert np.isfinite(together[0].logits).all()
+
+
+def test_a_row_in_its_tightest_bucket_is_the_same_row(params):
+    row = Row(8, 3, 1, 5)
+    tight = ask(params, [row], METHODS["kept"], Bucket(8, STEP, STEP))
+    assert_same_answer(ask(params, [row], METHODS["kept"]), 0, tight)
+
+
+def test_rows_end_by_themselves_and_are_padded_behind(params):
+    bucket = BUCKET
+    _, greedy = ask(params, ROWS, METHODS["half"])
+    ends = int(greedy.tokens[0, 2])
+    config = dataclasses.replace(CONFIG, eos_token_ids=(95, ends), pad_token_id=96)
+    common = dict(config=config, implementation="xla")
+
+    @jax.jit
+    def run(params, inputs, limit):
+        out = prefill(params, inputs, sparsity=METHODS["half"], bucket=bucket, new_tokens=NEW_TOKENS, **common)
+        return generate(params, out.logits, out.state, limit, buffer=NEW_TOKENS, **common)[0]
+
+    out = jax.device_get(run(params, batch(ROWS, bucket), jnp.int32(NEW_TOKENS)))
+    for tokens, count, free in zip(out.tokens, out.count, greedy.tokens, strict=True):
+        expected = free.tolist()
+        if ends in expected:
+            expected = expected[: expected.index(ends) + 1]
+        assert int(count) == len(expected)
+        assert tokens.tolist() == expected + [96] * (NEW_TOKENS - len(expected))
+    assert out.count[0] <= 3 < out.count.max()
+    shorter = jax.device_get(run(params, batch(ROWS, bucket), jnp.int32(2)))
+    assert shorter.count.max() == 2 and (shorter.tokens[:, 2:] == 96).all()
+    np.testing.assert_array_equal(shorter.tokens[:, :2], out.tokens[:, :2])
+
+
+# Full-size models, by shape alone.
+
+SIZES = {  # hidden size, ffn, layers and heads of LLaVA-1.5
+    "7B": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
+    "13B": dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40),
+}
+
+
+def llava_15(size: str, **text) -> LlavaConfig:
+    text = {"model_type": "llama", "vocab_size": 32064, "rms_norm_eps": 1e-5, **SIZES[size], **text}
+    return LlavaConfig.from_hf({"model_type": "llava", "text_config": text, "image_token_index": 32000})
+
+
+def abstract_inputs(bucket: Bucket, config: LlavaConfig, dtype) -> PrefillInputs:
+    images = bucket.visual // config.tokens_per_image
+    return PrefillInputs(
+        jax.ShapeDtypeStruct((1, bucket.capacity), jnp.int32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((images, config.tokens_per_image, config.text.hidden_size), dtype),
+    )
+
+
+@pytest.mark.parametrize(("size", "tokens"), [("7B", 192), ("7B", None), ("13B", 64)])
+def test_full_size_models_trace_prefill_and_decode(size, tokens):
+    config, bucket, dtype = llava_15(size), Bucket(64, 576, 576), jnp.bfloat16
+    sparsity = SparsityConfig.sparsevlm(tokens) if tokens else None
+    params, common = abstract_params(config, dtype), dict(config=config, implementation="xla")
+    run = functools.partial(prefill, sparsity=sparsity, bucket=bucket, new_tokens=64, **common)
+    out = jax.eval_shape(run, params, abstract_inputs(bucket, config, dtype))
+    assert (out.logits.shape, out.logits.dtype) == ((1, 32064), jnp.float32)
+
+    visual = {None: {0: 576}, 192: {0: 576, 3: 309, 7: 204, 16: 113}}.get(tokens)
+    if visual:
+        layers = range(config.text.num_hidden_layers)
+        expected = [visual[max(start for start in visual if start <= layer)] + 64 + 64 for layer in layers]
+        assert [k.shape for k in out.state.cache.k] == [(1, slots, 32, 128) for slots in expected]
+    else:
+        assert out.state.cache.k[-1].shape[1] < 64 + 64 + 64  # a good deal fewer than 576 visual tokens left
+
+    token = jax.ShapeDtypeStruct((1,), jnp.int32)
+    logits, state = jax.eval_shape(functools.partial(decode_step, **common), params, out.state, token)
+    assert logits.shape == (1, 32064)
+    assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(lambda leaf: leaf.shape, out.state)
+
+
+def shapes_of_prefill(visual: int) -> list[tuple[int, ...]]:
+    """Of a model of LLaVA's proportions but four narrow layers, on `visual` tokens."""
+    text = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4)
+    config, bucket = llava_15("7B", **text), Bucket(64, visual, 576)
+    options = dict(config=config, sparsity=SparsityConfig.sparsevlm("1/3"), bucket=bucket, implementation="xla")
+    inputs = abstract_inputs(bucket, config, jnp.float32)
+    return shapes_within(functools.partial(prefill, **options), abstract_params(config, jnp.float32), inputs)
+
+
+def quadratic(shapes: list[tuple[int, ...]], tokens: int) -> list[tuple[int, ...]]:
+    return [shape for shape in shapes if sum(extent >= tokens for extent in shape) > 1]
+
+
+def test_2880_visual_tokens_need_no_quadratic_buffer():
+    assert not quadratic(shapes_of_prefill(2880), 2880)
+
+
+def test_that_check_sees_the_buffer_that_unchunked_attention_builds(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 10**6)
+    assert quadratic(shapes_of_prefill(2880), 2880)
