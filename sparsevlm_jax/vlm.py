@@ -283,16 +283,17 @@ class Run:
             assert method is not None  # there are no plans without
             candidates = method.recycle.candidate_count(entering - kept) if isinstance(method.recycle, Recycle) else 0
             score, select = (getattr(part, "macs", None) for part in (method.score, method.select))
+            raters_are_chosen = method.raters in ("greater", "greater_equal")  # by relevance, which has a price
             costs.append(
                 accounting.stage_cost(
                     plan.layer,
-                    text=text,
+                    text=1 if method.raters == "last" else text,
                     entering=entering,
                     candidates=int(candidates),
                     clusters=left - kept,
                     dim=dim,
                     adaptive=plan.table is None,
-                    first=not costs,
+                    first=not costs and raters_are_chosen,
                     score=score(text, entering, dim) if score else None,
                     select=select(entering, kept, dim) if select else 0,
                 )

@@ -12,7 +12,7 @@ import sparsevlm_jax as sv
 from sparsevlm_jax import methods
 from tests.tiny import random_image
 
-from .world import IMAGES, make_world, run_stage
+from .world import IMAGES, make_world, pruned, run_stage
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -25,7 +25,7 @@ def vlm(tiny_checkpoint):
 @pytest.fixture(scope="module")
 def reports(vlm) -> dict:
     return {
-        name: sv.trace_prefill(vlm, "what?", random_image(), sparsity=methods.create(name, "1/2"))
+        name: sv.trace_prefill(vlm, "what?", random_image(), sparsity=pruned(name, "1/2"))
         for name in ("tome", "visionzip", "divprune")
     }
 
@@ -71,6 +71,7 @@ def test_the_method_of_the_documentation_works_and_is_short(monkeypatch):
     assert len([line for line in source.splitlines() if line.strip()]) <= 20
     exec(compile(source, str(DOCS), "exec"), {})
     config = methods.registry.METHODS["longest"](6)
+    assert config is not None
     world = make_world(config)
     _, decision, left, _ = run_stage(world, config)
     for row, images in enumerate(IMAGES):

@@ -54,7 +54,7 @@ def test_visionzip_keeps_the_dominant_and_merges_the_others_into_contextual_toke
     config = pruned("visionzip", TOKENS)
     world = make_world(config)
     plan, decision, left, recycled = run_stage(world, config)
-    assert plan.table and plan.table[1] == 8 and plan.merged == 2  # 8 + 2 is 10
+    assert recycled and plan.table and plan.table[1] == 8 and plan.merged == 2  # 8 + 2 is 10
     for b, row in rows_with_images(world):
         dominant, contextual = reference.visionzip(row, int(decision.selection.count[b]))
         compare_kept(decision, b, dominant, len(row.visual))

@@ -11,7 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsevlm_jax import methods
-from sparsevlm_jax.sparsify import Attention, Bucket, ImageContext, SparsityConfig, TokenStream, apply, decide
+from sparsevlm_jax.methods import Amount
+from sparsevlm_jax.sparsify import (
+    Attention,
+    Bucket,
+    Decision,
+    ImageContext,
+    Recycled,
+    SparsityConfig,
+    StagePlan,
+    TokenStream,
+    apply,
+    decide,
+)
 
 STEP, DEPTH = 16, 32  # tokens of one image, a 4 x 4 grid; layers
 BUCKET = Bucket(text=8, visual=2 * STEP, visual_step=STEP)
@@ -19,7 +31,7 @@ HEADS, KV_HEADS, HEAD_DIM, DIM, TOWER_HEADS, TOWER_DIM = 4, 2, 8, 12, 2, 6
 BEFORE, QUESTION, IMAGES = (2, 1, 3), (5, 6, 4), (2, 1, 0)  # of each row: words before the images, after, images
 
 
-def pruned(name: str, tokens=10, **options) -> SparsityConfig:
+def pruned(name: str, tokens: Amount = 10, **options) -> SparsityConfig:
     """A method that is not dense."""
     config = methods.METHODS[name](tokens, **options)
     assert config is not None
@@ -70,9 +82,16 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
     return World(stream, Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), 1e4), context)
 
 
-def run_stage(world: World, config: SparsityConfig):
+class StageRun(NamedTuple):
+    plan: StagePlan
+    decision: Decision
+    left: TokenStream
+    recycled: Recycled | None
+
+
+def run_stage(world: World, config: SparsityConfig) -> StageRun:
     """The first stage of the method on `world`: its plan, decision, the stream that leaves, and what was recycled."""
-    return config.plan(DEPTH, BUCKET)[0], *_run_stage(world, config)
+    return StageRun(config.plan(DEPTH, BUCKET)[0], *_run_stage(world, config))
 
 
 @functools.partial(jax.jit, static_argnames="config")
