@@ -45,7 +45,8 @@ ALL: Final = {
     "beside": 1.5,
 }
 ALL_FAIR: Final = {**ALL, "car": 3.0, "colour by word": 2.0}
-"""The slowest kinds to learn, more often."""
+SLOW: Final = {**ALL, "word by colour": 2.5, "word by shape": 1.0, "car": 4.0, "colour by word": 4.0, "beside": 2.5}
+"""Those that are learned last, more often."""
 
 
 def _tower(name: str, steps: int, shift: int, decay: int = 0) -> Stage:
@@ -63,7 +64,8 @@ STAGES: Final = (
     Stage("one", 6, 600, Lesson(Mix(signs=(1, 1), random_words=0.5), 2, NAMED, 3.0), batch=8),
     Stage("few", 6, 600, Lesson(Mix(signs=(1, 3), random_words=0.5), 6, READING, 3.0), batch=8),
     Stage("more", 6, 3250, Lesson(Mix(signs=(2, 4), random_words=0.5), 8, ALL, 3.0), batch=8),
-    Stage("deep", 8, 2400, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, ALL_FAIR, 2.0), batch=8, decay=1500),
+    Stage("deep", 8, 1250, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, ALL_FAIR, 2.0), batch=8),
+    Stage("rest", 8, 1100, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, SLOW, 2.0), batch=8, decay=700),
 )
 
 PRUNED: Final = Stage("pruned", 8, 400, Lesson(Mix(random_words=0.5), 4, ALL, 2.0), 2e-4, 4, 50, 350, "1/3")

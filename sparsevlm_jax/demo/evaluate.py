@@ -31,6 +31,7 @@ WEIGHTS: Final = dict(zip(KINDS, (4.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.5), strict=Tru
 
 _SEGMENTS: Final = 8
 _BATCH: Final = 25
+_WIDTH: Final = 20  # a question of one kind with an answer of another can be longer than either with its own
 
 
 class Score(NamedTuple):
@@ -92,7 +93,7 @@ def _batch(exams: list[tuple[world.Scene, list[Question]]], control: Control) ->
     pixel_values = pixels.normalise([scene.draw() for scene, _ in exams])
     if control == "blank picture":
         pixel_values = np.zeros_like(pixel_values)
-    return language.Batch(pixel_values, packing.pack(rows, _SEGMENTS))
+    return language.Batch(pixel_values, packing.pack(rows, _SEGMENTS, width=_WIDTH))
 
 
 def _turned(row: list[Question]) -> list[Question]:

@@ -3,6 +3,7 @@
 B batch · P prefix tokens · G segments · Q tokens of a segment · V visual tokens · D model dim
 """
 
+import functools
 from collections.abc import Callable
 from random import Random
 from typing import Final, NamedTuple
@@ -169,14 +170,15 @@ def logits(params: dict, data: Batch, whole: LlavaConfig) -> Float[Array, "B G Q
     lm = language_model(params, whole)
     table = lm.language_model.embed_tokens
     visual = encode_images(params, jnp.asarray(data.pixel_values), config=whole, implementation="xla")
-    batch, segments = data.segments.ids.shape[:2]
+    batch, segments, width = data.segments.ids.shape
     start = jnp.broadcast_to(table(jnp.array(PREFIX_IDS)), (batch, len(PREFIX_IDS), visual.shape[-1]))
     asked = table(jnp.asarray(data.segments.ids)).reshape(batch, -1, visual.shape[-1])
     prefix = start.shape[1] + visual.shape[1]
     hidden = jnp.concatenate([start, visual, asked], axis=1)
-    rotary = lm.rotary(jnp.asarray(packing.position_ids(prefix, segments)))
+    rotary = lm.rotary(jnp.asarray(packing.position_ids(prefix, segments, width)))
+    attention = functools.partial(packing.packed_attention, prefix=prefix, width=width)
     for layer in lm.language_model.layers:
-        hidden, _ = layer(hidden, rotary, lambda q, k, v: (packing.packed_attention(q, k, v, prefix=prefix), None))
+        hidden, _ = layer(hidden, rotary, lambda q, k, v: (attention(q, k, v), None))
     return lm.logits(hidden[:, prefix:].reshape(*data.segments.ids.shape, -1))
 
 

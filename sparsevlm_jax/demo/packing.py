@@ -45,7 +45,12 @@ HINT: Final = 0.9
 
 
 def pack(
-    rows: Sequence[Sequence[Question]], segments: int, first_weight: float = 1.0, *, hints: bool = False
+    rows: Sequence[Sequence[Question]],
+    segments: int,
+    first_weight: float = 1.0,
+    *,
+    hints: bool = False,
+    width: int = SEGMENT,
 ) -> Segments:
     """Questions and answers as token ids; places without a question keep weight zero.
 
@@ -53,12 +58,13 @@ def pack(
         rows: the questions of each picture, at most `segments` of them.
         segments: segments per picture.
         first_weight: weight in the loss of an answer's first token, the one that takes choosing.
+        width: tokens of a segment; the default holds every question with its own answer.
         hints: also ask for an answer's first token where the question has just named what it is about ("blue").
 
     Raises:
         ValueError: a row has too many questions, or a question with its answer is too long.
     """
-    shape = (len(rows), segments, SEGMENT)
+    shape = (len(rows), segments, width)
     packed = Segments(
         np.full(shape, tokenizer.PAD, np.int32), np.full(shape, tokenizer.PAD, np.int32), np.zeros(shape, np.float32)
     )
@@ -73,8 +79,9 @@ def pack(
 def _fill(segment: Segments, question: Question, first_weight: float, hints: bool) -> None:
     asked = tokenizer.encode(question.text + " ASSISTANT:")
     ids = (*asked, *tokenizer.encode(question.answer), tokenizer.EOS)
-    if len(ids) - 1 > SEGMENT:
-        raise ValueError(f"{question.text!r} with its answer has {len(ids) - 1} tokens, a segment holds {SEGMENT}")
+    if len(ids) - 1 > len(segment.ids):
+        width = len(segment.ids)
+        raise ValueError(f"{question.text!r} with its answer has {len(ids) - 1} tokens, a segment holds {width}")
     segment.ids[: len(ids) - 1] = ids[:-1]
     segment.targets[: len(ids) - 1] = ids[1:]
     segment.weights[len(asked) - 1 : len(ids) - 1] = 1.0
@@ -84,21 +91,26 @@ def _fill(segment: Segments, question: Question, first_weight: float, hints: boo
         segment.targets[name], segment.weights[name] = ids[len(asked)], HINT
 
 
-def position_ids(prefix: int, segments: int) -> Int[np.ndarray, "1 T"]:
-    own = np.tile(np.arange(prefix, prefix + SEGMENT), segments)
+def position_ids(prefix: int, segments: int, width: int = SEGMENT) -> Int[np.ndarray, "1 T"]:
+    own = np.tile(np.arange(prefix, prefix + width), segments)
     return np.concatenate([np.arange(prefix), own])[None].astype(np.int32)
 
 
 def packed_attention(
-    q: Float[Array, "B T N H"], k: Float[Array, "B T N H"], v: Float[Array, "B T N H"], *, prefix: int
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    *,
+    prefix: int,
+    width: int = SEGMENT,
 ) -> Float[Array, "B T N H"]:
     """Causal attention under the mask of this module, without building the part of it that is empty."""
     first = jax.nn.dot_product_attention(q[:, :prefix], k[:, :prefix], v[:, :prefix], is_causal=True)
-    own_q, own_k, own_v = (x[:, prefix:].reshape(x.shape[0], -1, SEGMENT, *x.shape[2:]) for x in (q, k, v))
+    own_q, own_k, own_v = (x[:, prefix:].reshape(x.shape[0], -1, width, *x.shape[2:]) for x in (q, k, v))
     own_q = own_q * q.shape[-1] ** -0.5
     shared = jnp.einsum("BGQNH,BPNH->BNGQP", own_q, k[:, :prefix])
     own = jnp.einsum("BGQNH,BGRNH->BNGQR", own_q, own_k)
-    own = jnp.where(jnp.tri(SEGMENT, dtype=bool), own, -1e30)
+    own = jnp.where(jnp.tri(width, dtype=bool), own, -1e30)
     weights = jax.nn.softmax(jnp.concatenate([shared, own], axis=-1), axis=-1)
     second = jnp.einsum("BNGQP,BPNH->BGQNH", weights[..., :prefix], v[:, :prefix])
     second += jnp.einsum("BNGQR,BGRNH->BGQNH", weights[..., prefix:], own_v)

@@ -144,10 +144,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(steps, key=lambda path: int(path.name), default=None)
 
 
-def restore(path: Path, like: State) -> State:
-    """A checkpoint, in the shapes of `like`."""
+def restore(path: Path, like: State | None) -> State:
+    """A checkpoint, on the default device: in the tree of `like`, or in the plain one that it was saved with."""
     here = jnp.zeros(()).sharding
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like._asdict())
+    saved = ocp.metadata(path).metadata if like is None else like._asdict()
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
     return State(**ocp.load(path, abstract))
 
 
@@ -156,7 +157,7 @@ def trained(out: Path, stages: tuple[Stage, ...] = STAGES) -> Params:
     params: Params = {}
     for stage in stages:
         if (newest := newest_checkpoint(out / stage.name)) is not None:
-            params |= ocp.load(newest)["params"]
+            params |= restore(newest, None).params
     return params
 
 
