@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -125,7 +124,9 @@ def _command(commands: Commands, name: str, summary: str, examples: str) -> argp
 
 def _add_generate(commands: Commands) -> argparse.ArgumentParser:
     parser = _command(commands, "generate", "answer a question about images", GENERATE)
-    parser.add_argument("--model", metavar="DIR", required=True, help="a checkpoint folder of any kind, or a hub id")
+    parser.add_argument(
+        "--model", metavar="DIR", help="a checkpoint folder of any kind, or a hub id (default: the demo)"
+    )
     parser.add_argument("--image", metavar="FILE", nargs="+", action="extend", default=[], help="images of the prompt")
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the question")
     pruning = parser.add_argument_group("pruning")
@@ -245,33 +246,20 @@ def _add_demo(commands: Commands) -> argparse.ArgumentParser:
     parser = _command(commands, "demo", "draw a street and ask about it, with all image tokens and with some", DEMO)
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="which street (default: %(default)s)")
     parser.add_argument("--tokens", metavar="N", default="1/3", help="image tokens to keep (default: %(default)s)")
-    parser.add_argument("--save", metavar="FILE", type=Path, help="save the picture")
+    parser.add_argument(
+        "--save", metavar="FILE", type=Path, default=Path("street.png"), help="the picture (default: %(default)s)"
+    )
     return parser
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from .demo import CHECKPOINT, show
+    from .demo import show
     from .sparsify import SparsityConfig
 
     sparsity = SparsityConfig.sparsevlm(args.tokens)
-    with tempfile.TemporaryDirectory() as folder:
-        model = CHECKPOINT
-        if not CHECKPOINT.is_dir():
-            print("No trained model is bundled yet: these are the answers of a small random one, written just now.\n")
-            model = _random_model(Path(folder) / "random")
-        for line in show.lines(show.run_demo(seed=args.seed, sparsity=sparsity, model=model, save_to=args.save)):
-            print(line)
-
-
-def _random_model(folder: Path) -> Path:
-    from .convert import write_random_checkpoint
-
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
-    vision = {**sizes, "image_size": 168, "patch_size": 14}
-    text = {**sizes, "vocab_size": 320, "max_position_embeddings": 2048}
-    config = {"model_type": "llava", "image_token_index": 300, "vision_config": vision, "text_config": text}
-    write_random_checkpoint(folder, config, dtype="float32")
-    return folder
+    for line in show.lines(show.run_demo(seed=args.seed, sparsity=sparsity, save_to=args.save)):
+        print(line)
+    print(f"\npicture: {args.save}")
 
 
 def _add_methods(commands: Commands) -> argparse.ArgumentParser:

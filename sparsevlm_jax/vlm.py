@@ -69,7 +69,7 @@ class Output(NamedTuple):
 
 
 def load(
-    source: str | Path,
+    source: str | Path | None = None,
     *,
     dtype: jax.typing.DTypeLike | None = None,
     vision_tower: str | Path | None = None,
@@ -80,7 +80,7 @@ def load(
 
     Args:
         source: a Hugging Face hub id, a local folder in Hugging Face's or the original LLaVA's form, or a folder that
-            `sparsevlm convert` made.
+            `sparsevlm convert` made. None takes the small model that is bundled, which reads drawn street signs.
         dtype: of the weights and matmuls; None is bfloat16 on GPU and float32 on CPU, where XLA's bfloat16 is slower
             than its float32.
         vision_tower: CLIP's folder, for original LLaVA checkpoints that carry no tower.
@@ -92,6 +92,10 @@ def load(
     """
     platform = jax.default_backend()
     dtype = jnp.dtype(dtype or (jnp.float32 if platform == "cpu" else jnp.bfloat16))
+    if source is None:
+        from .demo import CHECKPOINT  # the demo stands above this module; only where its model lies is asked
+
+        source = CHECKPOINT
     checkpoint = load_checkpoint(source, dtype=dtype, vision_tower=vision_tower)
     processor = Processor.from_folder(checkpoint.folder, checkpoint.config, pad_to_square=pad_to_square)
     chosen = attention or choose_implementation(dtype, head_dim=checkpoint.config.text.head_dim, platform=platform)

@@ -1,6 +1,7 @@
 """generate and stream: programs are reused, draws belong to their row, pieces make the whole, reports add up."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from tests.tiny import random_image
 PROMPTS = ["What is written on the blue sign?", "how many dogs?", "a red car <image> and a bicycle <image> where?"]
 IMAGES = [random_image(0), None, [random_image(1), random_image(2)]]
 HALF = sv.SparsityConfig.sparsevlm("1/2")
-SAMPLED = dict(sparsity=HALF, max_new_tokens=6, temperature=1.0)
+SAMPLED: dict[str, Any] = dict(sparsity=HALF, max_new_tokens=6, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,8 @@ def test_a_seed_says_what_is_drawn(vlm):
 
 def test_the_coldest_draw_is_the_greedy_one(vlm):
     greedy = sv.generate(vlm, PROMPTS[0], IMAGES[0], sparsity=HALF, max_new_tokens=6)
-    for options in (dict(temperature=1e-6), dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_p=1e-9)):
+    colder: Any = (dict(temperature=1e-6), dict(temperature=1.0, top_k=1), dict(temperature=1.0, top_p=1e-9))
+    for options in colder:
         drawn = sv.generate(vlm, PROMPTS[0], IMAGES[0], sparsity=HALF, max_new_tokens=6, **options)
         assert drawn.tokens.tolist() == greedy.tokens.tolist()
 

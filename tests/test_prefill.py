@@ -39,7 +39,7 @@ def params():
 @functools.partial(jax.jit, static_argnames=("sparsity", "bucket"))
 def answer(params, inputs, sparsity, bucket):
     """Prefill with its trace, and the greedy answer."""
-    common = dict(config=CONFIG, implementation="xla")
+    common: Any = dict(config=CONFIG, implementation="xla")
     out = prefill(params, inputs, sparsity=sparsity, bucket=bucket, new_tokens=NEW_TOKENS, trace=True, **common)
     generated, _ = generate(params, out.logits, out.state, jnp.int32(NEW_TOKENS), buffer=NEW_TOKENS, **common)
     return out._replace(state=out.state._replace(cache=out.state.cache.length)), generated
@@ -64,9 +64,9 @@ def test_keeping_every_token_is_the_dense_model(params):
 
 def test_jit_computes_what_eager_does(params):
     rows, bucket = ROWS[:1], Bucket(8, STEP, STEP)
-    options = dict(config=CONFIG, sparsity=METHODS["kept"], bucket=bucket, implementation="xla")
-    eager = prefill(params, batch(rows, bucket), **options)
-    jitted, _ = ask(params, rows, METHODS["kept"], bucket)
+    once = SparsityConfig(budget=KeptTokens((9,)), layers=(0,))
+    eager = prefill(params, batch(rows, bucket), config=CONFIG, sparsity=once, bucket=bucket, implementation="xla")
+    jitted, _ = ask(params, rows, once, bucket)
     assert relative_error(eager.logits, jitted.logits) < 1e-5
     assert eager.visual_count.tolist() == jitted.visual_count.tolist()
 
@@ -119,7 +119,7 @@ def test_rows_end_by_themselves_and_are_padded_behind(params):
     _, greedy = ask(params, ROWS, METHODS["half"])
     ends = int(greedy.tokens[0, 2])
     config = dataclasses.replace(CONFIG, eos_token_ids=(95, ends), pad_token_id=96)
-    common = dict(config=config, implementation="xla")
+    common: Any = dict(config=config, implementation="xla")
 
     @jax.jit
     def run(params, inputs, limit):
@@ -154,11 +154,12 @@ def llava_15(size: str, **text) -> LlavaConfig:
 
 def abstract_inputs(bucket: Bucket, config: LlavaConfig, dtype) -> PrefillInputs:
     images = bucket.visual // config.tokens_per_image
-    return PrefillInputs(
+    fields: Any = (
         jax.ShapeDtypeStruct((1, bucket.capacity), jnp.int32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((images, config.tokens_per_image, config.text.hidden_size), dtype),
     )
+    return PrefillInputs(*fields)
 
 
 @pytest.mark.parametrize(("size", "tokens"), [("7B", 192), ("7B", None), ("13B", 64)])

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (Liu et al., arXiv 2310.03744): CLIP features, a two-layer projector, and a Llama that reads them as tokens.
+"""LLaVA-1.5 (Liu et al., arXiv 2310.03744): CLIP features, a two-layer projector, a Llama that reads them as tokens.
 
 Two pure functions, each a jit boundary of its own so that one encoded image serves many questions:
 `encode_images` (tower and projector) and `embed` (ids to embeddings, image tokens filled in). The layers in between
@@ -69,7 +69,7 @@ class LlavaConfig:
         read.only("multimodal_projector_bias", True)
         if vision and not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
             read.complaints.append(f"vision_feature_layer = {layer}, the tower has {vision.num_hidden_layers} layers")
-        if text and not (isinstance(image_token_id, int) and 0 <= image_token_id):
+        if text and not (isinstance(image_token_id, int) and image_token_id >= 0):
             read.complaints.append(f"image_token_index = {image_token_id!r}, expected a token id")
         read.complaints += complaints
         ids = {name: _token_ids(name, config, text_dict, read.complaints) for name in ("bos", "eos", "pad")}

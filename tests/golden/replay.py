@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import numpy as np
 from sparsevlm_jax import accounting, decode
 from sparsevlm_jax.convert import read_config, read_params
 from sparsevlm_jax.models import LlavaConfig, llava
-from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, StageTrace, prefill
-from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, RaterScore, SparsityConfig, attention_rank
+from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, prefill
+from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, Raters, RaterScore, SparsityConfig, attention_rank
 from sparsevlm_jax.sparsify.scores import gravity_weights
 
 from .compare import Comparison
@@ -78,7 +79,7 @@ def _replay(meta: dict, recorded: dict, model: Path, result: Comparison) -> None
         trace=True,
         noise=noise,
     )
-    _compare_raters(out, recorded, int(inputs.length[0]), result)
+    _compare_raters(out.trace.raters, recorded, int(inputs.length[0]), result)
     for layer, stage in zip(meta["pruning_layers"], out.trace.stages, strict=True):
         _compare_stage(f"L{layer}.", stage, recorded, config, result)
     _compare_counts(meta, out, config, int(inputs.length[0]), recorded, result)
@@ -109,13 +110,14 @@ def _inputs(config: LlavaConfig, recorded: dict, features: jax.Array) -> tuple[P
     return PrefillInputs(jnp.asarray(padded), jnp.asarray([len(expanded)]), features), bucket
 
 
-def _compare_raters(out: PrefillResult, recorded: dict, length: int, result: Comparison) -> None:
+def _compare_raters(raters: Raters, recorded: dict, length: int, result: Comparison) -> None:
     text = slice(int(recorded["text_token_start"]), length)
-    result.same("raters", "rater_idx", np.flatnonzero(out.trace.raters.is_rater[0, text]), recorded["rater_idx"])
-    result.close("scores", "rater_scores", out.trace.raters.relevance[0, text], recorded["rater_scores"])
+    result.same("raters", "rater_idx", np.flatnonzero(raters.is_rater[0, text]), recorded["rater_idx"])
+    result.close("scores", "rater_scores", raters.relevance[0, text], recorded["rater_scores"])
 
 
-def _compare_stage(prefix: str, stage: StageTrace, recorded: dict, config: LlavaConfig, result: Comparison) -> None:
+def _compare_stage(prefix: str, stage: Any, recorded: dict, config: LlavaConfig, result: Comparison) -> None:
+    """`stage` is a StageTrace, of a method that scores by attention."""
     want = {name.removeprefix(prefix): value for name, value in recorded.items() if name.startswith(prefix)}
     decision, selection = stage.decision, stage.decision.selection
     visual, raters = int(decision.visual_count[0]), int(decision.rater_count[0])
@@ -157,7 +159,7 @@ def _compare_stage(prefix: str, stage: StageTrace, recorded: dict, config: Llava
         _compare_clusters(prefix, stage, want, result)
 
 
-def _compare_clusters(prefix: str, stage: StageTrace, want: dict, result: Comparison) -> None:
+def _compare_clusters(prefix: str, stage: Any, want: dict, result: Comparison) -> None:
     """Per candidate after aligning by its visual index: rounding may swap neighbours in the order of scores."""
     recycled, size, clusters = stage.recycled, len(want["cand_idx"]), int(want["cluster_num"])
     ours = np.asarray(recycled.candidates[0, :size])

@@ -14,7 +14,7 @@ TOKENS, LENGTHS = 21, [21, 13, 1]
 def qkv(kv_heads: int):
     rng = np.random.default_rng(0)
     shapes = [(3, TOKENS, heads, 8) for heads in (4, kv_heads, kv_heads)]
-    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    return [jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
 def plain(q, k, v, length: int) -> np.ndarray:
@@ -34,13 +34,13 @@ def test_causal_attention_is_the_plain_formula_on_valid_rows_and_finite_elsewher
     out = np.asarray(attention.causal_attention(q, k, v, jnp.array(LENGTHS), implementation="xla"))
     assert np.isfinite(out).all()
     for row, length in enumerate(LENGTHS):
-        np.testing.assert_allclose(out[row, :length], plain(q[row], k[row], v[row], length), rtol=1e-5, atol=1e-6)
+        expected = plain(*(np.asarray(array[row]) for array in (q, k, v)), length=length)
+        np.testing.assert_allclose(out[row, :length], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_decoding_a_token_is_the_last_row_of_causal_attention(kv_heads):
     q, k, v = qkv(kv_heads)
-    q, k, v = (jnp.array(array) for array in (q, k, v))
     length = jnp.array(LENGTHS) - 1
     rows = jnp.arange(3)
     k_cache, v_cache = (append(with_room(array, 2), array[rows, length][:, None], length) for array in (k, v))

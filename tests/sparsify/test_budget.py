@@ -1,6 +1,7 @@
 """Budgets say how many tokens stay, exactly."""
 
 from fractions import Fraction
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,8 @@ def test_kept_tokens_are_for_each_row_whatever_its_images():
 def test_kept_tokens_need_one_number_a_stage():
     with pytest.raises(ValueError, match=r"pruning layers \(1, 3\), got \(5,\)"):
         KeptTokens((5,)).table(geometry(1, 3), None)
-    for kept in ((), (-1,), (2.5,)):
+    wrong: Any = ((), (-1,), (2.5,))
+    for kept in wrong:
         with pytest.raises(ValueError, match="whole numbers >= 0"):
             KeptTokens(kept)
 

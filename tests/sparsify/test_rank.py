@@ -1,5 +1,7 @@
 """Ranks are those of each row's true map, whatever buffer it sits in."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from sparsevlm_jax.sparsify import attention_rank
 EPS = np.finfo(np.float32).eps
 
 
-def rank(maps, sizes, measure="numerical"):
+def rank(maps, sizes, measure: Any = "numerical"):
     """Maps of different sizes in one padded buffer."""
     raters, visual = (max(extent) for extent in zip(*sizes, strict=True))
     buffer = np.zeros((len(maps), raters, visual), np.float32)

@@ -106,7 +106,7 @@ def test_rules_all_and_last():
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e18])
 def test_relevance_is_finite_in_bfloat16_whatever_the_norms(scale):
     hidden, is_visual, is_question = random_row(10, 8, 5)
-    raters = select_raters(
+    raters = select_raters_jit(
         jnp.array(hidden[None] * scale, jnp.bfloat16), is_visual[None], is_question[None], question_capacity=16
     )
     np.testing.assert_allclose(raters.relevance.sum(), 1, rtol=1e-5)

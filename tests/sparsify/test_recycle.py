@@ -120,23 +120,26 @@ def test_identical_tokens_merge_into_themselves():
     np.testing.assert_allclose(out.merged[0, :clusters], np.tile(hidden[0, :1], (clusters, 1)), rtol=2e-6)
 
 
-def test_of_a_closest_pair_the_higher_scored_one_counts_as_denser():
-    # Two clusters: the two nearest neighbours have exactly the same density, the highest; one of them is the densest.
-    x = np.array([[9.0, 0], [0.1, 0], [0, 0], [5, 5], [-7, 1], [3, -8]], np.float32)
-    rule = Recycle(Fraction(1), 5)
+PAIR = np.array([[9.0, 0], [0.1, 0], [0, 0], [5, 5], [-7, 1], [3, -8]], np.float32)  # tokens 1 and 2 are closest
+
+
+def two_clusters(noise):
+    """PAIR in two clusters: of the closest pair, both have exactly the same density, and the highest."""
+    cluster = jax.jit(recycle, static_argnames=("rule", "candidate_capacity", "merged_capacity"))
     selection = Selection(jnp.arange(6)[None], jnp.zeros((1, 6), bool), jnp.array([0]))
-    out = recycle(jnp.array(x[None]), selection, jnp.array([6]), rule, candidate_capacity=6, merged_capacity=2)
+    sizes = dict(rule=Recycle(Fraction(1), 5), candidate_capacity=6, merged_capacity=2)
+    return jax.device_get(cluster(jnp.array(PAIR[None]), selection, jnp.array([6]), noise=noise, **sizes))
+
+
+def test_of_a_closest_pair_the_higher_scored_one_counts_as_denser():
+    out = two_clusters(noise=None)
     assert out.density[0, 1] == out.density[0, 2] == out.density[0].max()
     assert out.distance[0, 1] == out.distance[0].max()  # the earlier of the two is the densest
     np.testing.assert_allclose(out.distance[0, 2], 0.1 / np.sqrt(2), rtol=1e-4)  # the later one is next to it
 
 
 def test_noise_breaks_the_tie_the_other_way():
-    x = np.array([[9.0, 0], [0.1, 0], [0, 0], [5, 5], [-7, 1], [3, -8]], np.float32)
-    selection = Selection(jnp.arange(6)[None], jnp.zeros((1, 6), bool), jnp.array([0]))
-    noise = jnp.array([[0.0, 0.1, 0.9, 0, 0, 0]])
-    sizes = dict(candidate_capacity=6, merged_capacity=2)
-    out = recycle(jnp.array(x[None]), selection, jnp.array([6]), Recycle(Fraction(1), 5), noise=noise, **sizes)
+    out = two_clusters(noise=jnp.array([[0.0, 0.1, 0.9, 0, 0, 0]]))
     assert out.distance[0, 2] == out.distance[0].max() and out.distance[0, 1] < 0.1
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +40,11 @@ METHODS = {"v1.5": V15, "SparseVLM+": PLUS, "rank": RANK, "paper": PAPER}
 
 @functools.partial(jax.jit, static_argnames=("config", "plan"))
 def run(stream, attention, *, config: SparsityConfig, plan: StagePlan):
-    decision = decide(stream, Attention(*attention, 1e4), stream.is_visual.sum(axis=1), plan, config)
+    decision = decide(stream, Attention(attention[0], attention[1], 1e4), stream.is_visual.sum(axis=1), plan, config)
     return decision, *apply(stream, decision, plan, config)
 
 
-def stage(rows, config, *, text=8, images=2, dtype=jnp.float32):
+def stage(rows, config, *, text=8, images=2, dtype: Any = jnp.float32) -> Any:
     """Rows of `random_row`, padded to a bucket, through one stage; NumPy arrays, which slice without compiling."""
     bucket = Bucket(text, images * STEP, STEP)
     (plan,) = config.plan(2, bucket)
@@ -189,7 +190,7 @@ def test_a_single_visual_token_is_dropped_and_recycled_or_kept_but_never_nan():
     np.testing.assert_allclose(pruned.hidden[0, :16], row["hidden"], rtol=2e-6)  # merged with itself, in its place
 
 
-def array(*shape, dtype=jnp.float32):
+def array(*shape, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 

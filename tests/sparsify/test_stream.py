@@ -33,7 +33,7 @@ def drawn(stream: TokenStream) -> list[str]:
 
 def compacted(row: str, keep: str, merged: int, capacity: int, positions="repack") -> TokenStream:
     """`merged` merged tokens, of hidden states -1, -2, ... and positions 51, 52, ..., of two there is room for."""
-    return compact(
+    out = compact_jit(
         stream_of([row]),
         jnp.array([[mark == "1" for mark in keep]]),
         jnp.array([[[-1.0], [-2.0]]]),
@@ -42,6 +42,7 @@ def compacted(row: str, keep: str, merged: int, capacity: int, positions="repack
         capacity=capacity,
         positions=positions,
     )
+    return jax.device_get(out)
 
 
 def test_survivors_move_forward_and_merged_tokens_follow_the_last_kept_visual_one():
@@ -96,16 +97,8 @@ def test_compact_is_list_surgery(row, keep, merged, positions):
     if positions == "repack":
         expected = [(hidden, i, visual, rater) for i, (hidden, _, visual, rater) in enumerate(expected)]
 
-    compacted = compact_jit(
-        stream_of([row.ljust(9, ".")]),
-        jnp.array([keep]),
-        jnp.array([[[-1.0], [-2.0]]]),
-        jnp.array([[51, 52]]),
-        jnp.array([merged]),
-        capacity=11,
-        positions=positions,
-    )
-    out = jax.device_get(compacted)
+    marks = "".join("01"[kept] for kept in keep)
+    out = compacted(row.ljust(9, "."), marks, merged, capacity=11, positions=positions)
     got = zip(out.hidden[0, :, 0], out.position_ids[0], out.is_visual[0], out.is_rater[0], strict=True)
     rows = [tuple(value.item() for value in token) for token in got]
     assert rows == expected + [(0.0, 0, False, False)] * (11 - len(expected))
