@@ -1,4 +1,4 @@
-"""Training with pruning on: with nothing pruned it is ordinary training, and gradients pass through the stages."""
+"""Training with pruning on sees what pruned generation sees, and gradients pass through the stages."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,11 @@ import pytest
 from sparsevlm_jax.demo import language, pruned, tokenizer, tower
 from sparsevlm_jax.demo.curriculum import ALL
 from sparsevlm_jax.demo.language import Lesson
+from sparsevlm_jax.demo.packing import PREFIX_IDS, SEGMENT
 from sparsevlm_jax.demo.world import Mix
-from sparsevlm_jax.sparsify import SparsityConfig
+from sparsevlm_jax.models.llava import encode_images
+from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
 CONFIG = language.config(3)
 DATA = language.batch(0, 1, Lesson(Mix(signs=(2, 2)), 2, ALL, 3.0))
@@ -20,12 +23,24 @@ def params():
     return language.new_params(0, 3, tower.new_params(0)["vision_tower"], 1.0)
 
 
-def test_keeping_every_token_gives_the_logits_of_dense_training(params):
-    everything = SparsityConfig.kept(144, layers=(1,))
-    told = pruned.logits(params, DATA, CONFIG, everything)
-    dense = language.logits(params, DATA, CONFIG)
-    real = DATA.segments.ids != tokenizer.PAD
-    np.testing.assert_allclose(told[real], dense[real], atol=2e-4)
+def test_the_answer_starts_as_it_does_in_a_pruned_prefill(params):
+    """Prompt and answer together, or the prompt alone as `generate` sends it: the same tokens kept, the same logits."""
+    some = SparsityConfig.kept(60, 30, layers=(0, 1))
+    told = pruned.logits(params, DATA, CONFIG, some)
+    visual = CONFIG.tokens_per_image
+    features = encode_images(params, jnp.asarray(DATA.pixel_values), config=CONFIG, implementation="xla")
+    for place, own in enumerate(DATA.segments.ids[0]):
+        asked = int((own == tokenizer.ASSISTANT).argmax()) + 1
+        ids = np.array([[*PREFIX_IDS, *[tokenizer.IMAGE] * visual, *own]], np.int32)
+        alone = prefill(
+            params,
+            PrefillInputs(jnp.asarray(ids), jnp.array([len(PREFIX_IDS) + visual + asked]), features),
+            config=CONFIG,
+            sparsity=some,
+            bucket=Bucket(len(PREFIX_IDS) + SEGMENT, visual, visual),
+            implementation="xla",
+        )
+        np.testing.assert_allclose(told[0, place, asked - 1], alone.logits[0], atol=2e-5)
 
 
 def test_pruning_changes_the_loss_and_leaves_a_gradient_everywhere(params):

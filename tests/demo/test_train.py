@@ -85,5 +85,5 @@ def test_patch_labels_spell_the_signs():
 
 
 def test_the_stages_of_the_bundled_model_end_in_a_model_with_room_for_three_pruning_stages():
-    assert STAGES[-1].layers >= 10
+    assert STAGES[-1].layers >= 8
     assert all(stage.warm_up + stage.decay <= stage.steps for stage in STAGES)
