@@ -194,6 +194,8 @@ def kept_for_mean(
         below = mean_at(middle) <= target
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     nearest = np.where(target - mean_at(low) <= mean_at(high) - target, low, high)
-    exact = curve.exact(target, rows, layers, depth)
-    nearest = np.where(exact, target / np.maximum(rows, 1), nearest)
+    nominal = target / np.maximum(rows, 1)
+    # An official schedule stands for its name only with its own rest: their means are less than a token off.
+    exact = curve.exact(target, rows, layers, depth) & (np.abs(mean_at(nominal) - target) < 1)
+    nearest = np.where(exact, nominal, nearest)
     return np.where(target >= rows, rows, kept_at(nearest))

@@ -63,6 +63,11 @@ def test_official_budgets_of_sparsevlm_plus_come_out_as_they_are(tokens):
     assert mean == pytest.approx(after, abs=5e-3) and true_mean == pytest.approx(entering, abs=6e-2)
 
 
+def test_without_its_recycling_an_official_budget_is_met_by_keeping_more():
+    _, after, _ = means(dataclasses.replace(SparsityConfig.sparsevlm(192), recycle=None))
+    assert after == pytest.approx(192, abs=0.5)
+
+
 def test_candidates_of_the_official_schedules():
     assert means(SparsityConfig.sparsevlm(192))[0].candidates[:, -1].tolist() == [83, 33, 29]
     assert means(SparsityConfig.sparsevlm(64))[0].candidates[:, -1].tolist() == [154, 16, 5]
