@@ -20,3 +20,12 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     from tests.tiny import save_tiny_checkpoint  # torch, which most tests do not need
 
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "llava")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs are kept as long as JAX knows them: gigabytes, over a whole run."""
+    yield
+    import jax
+
+    jax.clear_caches()
