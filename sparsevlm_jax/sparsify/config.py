@@ -182,8 +182,16 @@ class SparsityConfig:
             if flow is None:
                 plan = self.bound(layer, visual, bucket)
             else:
-                most = (int(field[stage].max()) for field in (flow.kept, flow.candidates, flow.merged, flow.leaving))
-                plan = StagePlan(layer, visual, *most, tuple(map(int, flow.kept[stage])), bucket)
+                plan = StagePlan(
+                    layer,
+                    visual,
+                    kept=int(flow.kept[stage].max()),
+                    candidates=int(flow.candidates[stage].max()),
+                    merged=int(flow.merged[stage].max()),
+                    leaving=int(flow.leaving[stage].max()),
+                    table=tuple(map(int, flow.kept[stage])),
+                    bucket=bucket,
+                )
             visual = plan.leaving
             plans.append(plan)
         return tuple(plans)

@@ -22,8 +22,8 @@ def test_it_asks_three_kinds_of_question_about_one_held_out_scene(demo):
 
 def test_it_saves_the_picture_it_asked_about(demo):
     result, path = demo
-    saved = Image.open(path)
-    assert saved.size == (840, 840)
+    with Image.open(path) as saved:
+        assert saved.size == (840, 840)
     assert result.picture.size == (world.SIZE, world.SIZE)
 
 
