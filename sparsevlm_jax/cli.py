@@ -254,10 +254,8 @@ def _add_demo(commands: Commands) -> argparse.ArgumentParser:
 
 def _demo(args: argparse.Namespace) -> None:
     from .demo import show
-    from .sparsify import SparsityConfig
 
-    sparsity = SparsityConfig.sparsevlm(args.tokens)
-    for line in show.lines(show.run_demo(seed=args.seed, sparsity=sparsity, save_to=args.save)):
+    for line in show.lines(show.run_demo(seed=args.seed, tokens=args.tokens, save_to=args.save)):
         print(line)
     print(f"\npicture: {args.save}")
 

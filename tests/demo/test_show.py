@@ -4,13 +4,12 @@ import pytest
 from PIL import Image
 
 from sparsevlm_jax.demo import CHECKPOINT, show, world
-from sparsevlm_jax.sparsify import SparsityConfig
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "street.png"
-    return show.run_demo(seed=1, sparsity=SparsityConfig.sparsevlm("1/2"), save_to=path), path
+    return show.run_demo(seed=1, tokens="1/2", save_to=path), path
 
 
 def test_it_asks_three_kinds_of_question_about_one_held_out_scene(demo):
