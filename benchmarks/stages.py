@@ -30,17 +30,17 @@ from sparsevlm_jax.models.params import bind, init
 TEXT = 64
 
 
-def setting(config: LlamaConfig, visual: int, dtype: Any) -> dict[str, Any]:
-    """Random inputs of a stage over `visual` image tokens and TEXT words, half of them raters."""
-    tokens = visual + TEXT
+def setting(config: LlamaConfig, visual: int, dtype: Any, *, text: int = TEXT, batch: int = 1) -> dict[str, Any]:
+    """Random inputs of a stage over `visual` image tokens and `text` words, half of them raters."""
+    tokens = visual + text
     keys = iter(jax.random.split(jax.random.key(0), 4))
-    slot = jnp.arange(tokens)[None]
+    slot = jnp.broadcast_to(jnp.arange(tokens), (batch, tokens))
     heads = (config.num_attention_heads, config.num_key_value_heads)
-    q, k = (jax.random.normal(next(keys), (1, tokens, n, config.head_dim), dtype) for n in heads)
-    hidden = jax.random.normal(next(keys), (1, tokens, config.hidden_size), dtype)
+    q, k = (jax.random.normal(next(keys), (batch, tokens, n, config.head_dim), dtype) for n in heads)
+    hidden = jax.random.normal(next(keys), (batch, tokens, config.hidden_size), dtype)
     is_visual = slot < visual
     is_rater = (slot >= visual) & (slot % 2 == 0)
-    stream = sparsify.TokenStream(hidden, slot, is_visual, is_rater, jnp.array([tokens]))
+    stream = sparsify.TokenStream(hidden, slot, is_visual, is_rater, jnp.full(batch, tokens))
     return dict(stream=stream, attention=sparsify.Attention(q, k, config.rope_theta))
 
 

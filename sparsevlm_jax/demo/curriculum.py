@@ -6,6 +6,7 @@ Few signs come before many, and the first letter of an answer, the one that take
 from typing import Final, Literal, NamedTuple
 
 from .language import Lesson
+from .questions import ONE_CAR
 from .world import Mix
 
 
@@ -47,6 +48,8 @@ ALL: Final = {
 ALL_FAIR: Final = {**ALL, "car": 3.0, "colour by word": 2.0}
 SLOW: Final = {**ALL, "word by colour": 2.5, "word by shape": 1.0, "car": 4.0, "colour by word": 4.0, "beside": 2.5}
 """Those that are learned last, more often."""
+CARS: Final = {**ALL, "word by colour": 1.0, "word by shape": 0.5, "car": 4.0, ONE_CAR: 20.0, "beside": 6.0}
+LAST: Final = {**ALL, "word by colour": 2.0, "car": 6.0, ONE_CAR: 4.0, "colour by word": 1.0, "beside": 6.0}
 
 
 def _tower(name: str, steps: int, shift: int, decay: int = 0) -> Stage:
@@ -59,14 +62,22 @@ STAGES: Final = (
     _tower("tower-near", 338, shift=2),
     _tower("tower", 1950, shift=3, decay=1800),
     Stage(
-        "words-for-patches", 6, 400, Lesson(Mix(signs=(3, 8), random_words=0.7), 0, {}, 1.0), 2e-3, trains="projector"
+        "words-for-patches",
+        6,
+        1500,
+        Lesson(Mix(signs=(3, 8), random_words=0.7), 0, {}, 1.0),
+        2e-3,
+        decay=1200,
+        trains="projector",
     ),
     Stage("one", 6, 600, Lesson(Mix(signs=(1, 1), random_words=0.5), 2, NAMED, 3.0), batch=8),
     Stage("few", 6, 600, Lesson(Mix(signs=(1, 3), random_words=0.5), 6, READING, 3.0), batch=8),
     Stage("more", 6, 3250, Lesson(Mix(signs=(2, 4), random_words=0.5), 8, ALL, 3.0), batch=8),
-    Stage("deep", 8, 1250, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, ALL_FAIR, 2.0), batch=8),
-    Stage("rest", 8, 1100, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, SLOW, 2.0), batch=8, decay=700),
+    Stage("deep", 12, 2500, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, ALL_FAIR, 2.0), batch=8),
+    Stage("rest", 12, 2500, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, SLOW, 2.0), batch=8, decay=2000),
+    Stage("cars", 12, 700, Lesson(Mix(signs=(1, 3), random_words=0.5), 8, CARS, 2.0), batch=8),
+    Stage("last", 12, 1700, Lesson(Mix(signs=(1, 4), random_words=0.5), 8, LAST, 2.0), batch=8, decay=1300),
 )
 
-PRUNED: Final = Stage("pruned", 8, 400, Lesson(Mix(random_words=0.5), 4, ALL, 2.0), 2e-4, 4, 50, 350, "1/3")
+PRUNED: Final = Stage("pruned", 12, 400, Lesson(Mix(random_words=0.5), 4, ALL, 2.0), 1e-4, 4, 50, 350, "1/3")
 """An extra stage, not part of the bundled model: training with pruning on."""

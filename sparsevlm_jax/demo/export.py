@@ -84,7 +84,7 @@ def main() -> None:
         parser.error(f"{options.run} holds no checkpoint of a stage that trains the language model")
     layers = len(params["language_model"]["layers"])
     model = {name: part for name, part in params.items() if name != "head"}  # the tower's, of no use to LLaVA
-    export(model, language.config(layers), options.to)
+    export(language.unit_norm(model), language.config(layers), options.to)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,18 @@ from .questions import pick
 from .sprites import CAR_COLOURS, COLOURS, SHAPES
 from .world import Mix
 
-_WORDS: Final = {
-    "letter": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-    "index": "12345",
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-    "car": CAR_COLOURS,
+_LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_WORDS: Final[dict[str, tuple[int, tuple[str, ...]]]] = {
+    "letter": (0, tuple(_LETTERS)),
+    "index": (0, tuple("12345")),
+    "colour": (0, tuple(COLOURS)),
+    "shape": (0, SHAPES),
+    "car": (0, tuple(f"{colour} car" for colour in CAR_COLOURS)),
+    "left": (1, ("", *COLOURS)),
+    "right": (2, ("", *COLOURS)),
 }
-"""The word for each class of the tower's targets, in order."""
+"""For each of the tower's targets the words for its classes, in order; and the third of the embedding by which they
+are turned, so that a neighbour's colour is not taken for the sign's own."""
 
 
 class Batch(NamedTuple):
@@ -60,7 +64,7 @@ def config(layers: int) -> LlavaConfig:
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=32,
-        rms_norm_eps=1e-5,
+        rms_norm_eps=1e-6,
         rope_theta=10000.0,
         max_position_embeddings=1024,
     )
@@ -129,6 +133,28 @@ def _silent(layer: dict) -> dict:
     return layer
 
 
+def unit_norm(params: dict) -> dict:
+    """The same function with embeddings of norm one on average, as LLaMA's have, and all that joins them scaled so.
+
+    Norms undo the scale before every layer and before the head. SparseVLM's raters do not: they come from a softmax
+    over products of embeddings, which at variance one would leave a single word standing.
+    """
+    text = params["language_model"]
+    scale = 1 / jnp.mean(jnp.linalg.norm(text["embed_tokens"]["embedding"], axis=-1))
+    scaled = {"embed_tokens", "o_proj", "down_proj"}
+
+    def rescale(path: tuple, leaf: Array) -> Array:
+        return leaf * scale if scaled & {getattr(key, "key", None) for key in path} else leaf
+
+    projector = {**params["multi_modal_projector"]}
+    projector["linear_2"] = jax.tree.map(lambda leaf: leaf * scale, projector["linear_2"])
+    return {
+        **params,
+        "multi_modal_projector": projector,
+        "language_model": jax.tree_util.tree_map_with_path(rescale, text),
+    }
+
+
 def batch(step: int, size: int, lesson: Lesson) -> Batch:
     """The scenes and questions of a training step, a function of step and lesson alone."""
     scenes, rows = [], []
@@ -141,17 +167,16 @@ def batch(step: int, size: int, lesson: Lesson) -> Batch:
 
 
 def described(labels: dict[str, Int[np.ndarray, "I P"]], table: Float[Array, "W D"]) -> Float[Array, "I P D"]:
-    """What a patch would be called in words: half the sum of the embeddings of its letter, place, colour, shape or car.
+    """What a patch would be called in words: half the sum of the embeddings of the words for what is on it.
 
     Where there is nothing it is called "street": a norm blows up whatever is small, so nothing must not be zero.
     """
     total = jnp.zeros((*labels["letter"].shape, table.shape[1]))
-    nothing = jnp.ones(labels["letter"].shape, bool)
-    for name, words in _WORDS.items():
-        ids = jnp.array([tokenizer.PAD, *(tokenizer.encode(word)[0] for word in words)])
-        present = jnp.asarray(labels[name]) > 0
-        total += jnp.where(present[..., None], table[ids[labels[name]]], 0.0)
-        nothing &= ~present
+    for name, (turn, words) in _WORDS.items():
+        meant = [jnp.zeros(table.shape[1])]
+        meant += [jnp.sum(table[jnp.array(tokenizer.encode(word))], 0) if word else meant[0] for word in words]
+        total += jnp.roll(jnp.stack(meant), turn * table.shape[1] // 3, axis=1)[jnp.asarray(labels[name])]
+    nothing = (jnp.asarray(labels["letter"]) == 0) & (jnp.asarray(labels["car"]) == 0)
     return jnp.where(nothing[..., None], table[tokenizer.encode("street")[0]], total / 2)
 
 

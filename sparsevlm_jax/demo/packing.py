@@ -22,14 +22,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from . import tokenizer
-from .questions import KINDS, Question
+from .questions import KINDS, ONE_CAR, Question
 
 SEGMENT: Final = 16
 """Tokens of a segment: question, "ASSISTANT:", answer."""
 PREFIX_IDS: Final = (tokenizer.BOS, tokenizer.USER)
 """What stands before the image tokens."""
-_NAMED: Final = {**dict.fromkeys(KINDS, 4), "colour by word": 3}
-"""Where a question names what it is about, from the end: "... blue sign ? ASSISTANT:", "... C A F E ? ASSISTANT:"."""
+_NAMED: Final = {
+    **dict.fromkeys(KINDS, slice(-4, -3)),
+    "colour by word": slice(7, -2),
+    "car": slice(-4, -2),
+    ONE_CAR: slice(-3, -2),
+}
+"""Which tokens of a question name what it is about: "... blue sign ? ASSISTANT:", "What colour is the sign that says
+C A F E ? ASSISTANT:", "... red car ? ASSISTANT:"."""
 
 
 class Segments(NamedTuple):
@@ -41,7 +47,7 @@ class Segments(NamedTuple):
 
 
 HINT: Final = 0.9
-"""Weight of a hint, below that of any token of an answer."""
+"""Weight of a question's hints together, below that of any token of an answer."""
 
 
 def pack(
@@ -59,7 +65,7 @@ def pack(
         segments: segments per picture.
         first_weight: weight in the loss of an answer's first token, the one that takes choosing.
         width: tokens of a segment; the default holds every question with its own answer.
-        hints: also ask for an answer's first token where the question has just named what it is about ("blue").
+        hints: also ask for an answer's first token where the question names what it is about ("blue").
 
     Raises:
         ValueError: a row has too many questions, or a question with its answer is too long.
@@ -87,8 +93,8 @@ def _fill(segment: Segments, question: Question, first_weight: float, hints: boo
     segment.weights[len(asked) - 1 : len(ids) - 1] = 1.0
     segment.weights[len(asked) - 1] = first_weight
     if hints and question.kind in _NAMED:
-        name = len(asked) - _NAMED[question.kind]
-        segment.targets[name], segment.weights[name] = ids[len(asked)], HINT
+        named = list(range(len(asked))[_NAMED[question.kind]])
+        segment.targets[named], segment.weights[named] = ids[len(asked)], HINT / len(named)
 
 
 def position_ids(prefix: int, segments: int, width: int = SEGMENT) -> Int[np.ndarray, "1 T"]:
@@ -105,13 +111,17 @@ def packed_attention(
     width: int = SEGMENT,
 ) -> Float[Array, "B T N H"]:
     """Causal attention under the mask of this module, without building the part of it that is empty."""
-    first = jax.nn.dot_product_attention(q[:, :prefix], k[:, :prefix], v[:, :prefix], is_causal=True)
-    own_q, own_k, own_v = (x[:, prefix:].reshape(x.shape[0], -1, width, *x.shape[2:]) for x in (q, k, v))
-    own_q = own_q * q.shape[-1] ** -0.5
-    shared = jnp.einsum("BGQNH,BPNH->BNGQP", own_q, k[:, :prefix])
-    own = jnp.einsum("BGQNH,BGRNH->BNGQR", own_q, own_k)
-    own = jnp.where(jnp.tri(width, dtype=bool), own, -1e30)
-    weights = jax.nn.softmax(jnp.concatenate([shared, own], axis=-1), axis=-1)
-    second = jnp.einsum("BNGQP,BPNH->BGQNH", weights[..., :prefix], v[:, :prefix])
-    second += jnp.einsum("BNGQR,BGRNH->BGQNH", weights[..., prefix:], own_v)
-    return jnp.concatenate([first, second.reshape(first.shape[0], -1, *first.shape[2:])], axis=1)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    seen_k, seen_v = k[:, :, :prefix], v[:, :, :prefix]
+    own_q, own_k, own_v = (x[:, :, prefix:].reshape(*x.shape[:2], -1, width, x.shape[-1]) for x in (q, k, v))
+    scores = jnp.einsum("BNTH,BNPH->BNTP", q, seen_k)
+    first = jax.nn.softmax(jnp.where(jnp.tri(prefix, dtype=bool), scores[:, :, :prefix], -1e30), axis=-1)
+    # One softmax over prefix and own segment, whose scores lie in two arrays: a common maximum, a common sum.
+    shared = scores[:, :, prefix:].reshape(*own_q.shape[:-1], prefix)
+    own = jnp.where(jnp.tri(width, dtype=bool), jnp.einsum("BNGQH,BNGRH->BNGQR", own_q, own_k), -1e30)
+    highest = jax.lax.stop_gradient(jnp.maximum(jnp.max(shared, -1, keepdims=True), jnp.max(own, -1, keepdims=True)))
+    shared, own = jnp.exp(shared - highest), jnp.exp(own - highest)
+    second = jnp.einsum("BNGQP,BNPH->BNGQH", shared, seen_v) + jnp.einsum("BNGQR,BNGRH->BNGQH", own, own_v)
+    second /= jnp.sum(shared, -1, keepdims=True) + jnp.sum(own, -1, keepdims=True)
+    before = jnp.einsum("BNQP,BNPH->BNQH", first, seen_v)
+    return jnp.swapaxes(jnp.concatenate([before, second.reshape(*q.shape[:2], -1, q.shape[-1])], axis=2), 1, 2)

@@ -11,6 +11,9 @@ from .world import Scene, Sign
 KINDS: Final = ("word by colour", "word by shape", "colour by word", "colour by shape", "count", "car", "beside")
 """What is named in the question, and what is asked for."""
 
+ONE_CAR: Final = "colour of the car"
+"""A kind asked in training alone: it teaches where cars are, which "yes" and "no" hardly do."""
+
 
 class Question(NamedTuple):
     text: str
@@ -21,6 +24,8 @@ class Question(NamedTuple):
 def about(scene: Scene) -> list[Question]:
     """Every question that has one right answer in this scene (of cars that are not there, each colour)."""
     found = [*_words(scene), *_colours(scene), *_beside(scene)]
+    if len(scene.cars) == 1:
+        found.append(Question("What colour is the car?", scene.cars[0].colour, ONE_CAR))
     found.append(Question("How many signs are there?", str(len(scene.signs)), "count"))
     parked = {car.colour for car in scene.cars}
     found += [

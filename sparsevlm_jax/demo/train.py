@@ -6,15 +6,21 @@ stopped continues from its newest checkpoint, bit for bit as if it had not been:
 
 import argparse
 import functools
+import itertools
+import math
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from ..sparsify import SparsityConfig
@@ -66,6 +72,8 @@ def task(stage: Stage, before: Params, seed: int) -> Task:
     if "language_model" not in params:
         params = {**_with_language(params["vision_tower"], stage, seed), **params}
     params = language.grow(params, stage.layers)
+    if stage.tokens is not None:
+        params = language.unit_norm(params)
     whole = language.config(stage.layers)
     trained, frozen = _part(params, _TRAINED[stage.trains])
     if stage.trains == "projector":
@@ -95,7 +103,13 @@ def _with_language(vision_tower: Params, stage: Stage, seed: int) -> Params:
 
 
 def run_stage(
-    stage: Stage, job: Task, folder: Path, *, save_every: int = 250, stop_after: float = float("inf")
+    stage: Stage,
+    job: Task,
+    folder: Path,
+    *,
+    save_every: int = 250,
+    stop_after: float = float("inf"),
+    workers: int = 0,
 ) -> State:
     """Trains a stage to its end, from its newest checkpoint if it has one.
 
@@ -103,15 +117,18 @@ def run_stage(
         folder: where its checkpoints lie, one folder per saved step.
         save_every: steps between checkpoints.
         stop_after: seconds after which to save and return early.
+        workers: processes that draw scenes; 0 draws them on a thread of this one.
     """
     rule = optimizer(stage)
     state = State(job.params, rule.init(job.params), jnp.int32(0))
     if (newest := newest_checkpoint(folder)) is not None:
         state = restore(newest, state)
+    everywhere, rows = _shardings()
+    state, frozen = jax.device_put((state, job.frozen), everywhere)
     update = jax.jit(functools.partial(_update, rule=rule, loss=job.loss), donate_argnums=0)
     progress, began = Progress(stage.name, stage.steps, stage.batch), time.monotonic()
-    for step, data in _ahead(job.batch, int(state.step), stage.steps):
-        state, metrics = update(state, job.frozen, data)
+    for step, data in _ahead(job.batch, int(state.step), stage.steps, workers):
+        state, metrics = update(state, frozen, jax.device_put(data, rows))
         progress.tell(step + 1, metrics)
         late = time.monotonic() - began > stop_after
         if (step + 1) % save_every == 0 or step + 1 == stage.steps or late:
@@ -119,6 +136,12 @@ def run_stage(
         if late:
             break
     return state
+
+
+def _shardings() -> tuple[NamedSharding, NamedSharding]:
+    """The state on every device, the rows of a batch shared out among them."""
+    mesh = jax.make_mesh((jax.device_count(),), ("rows",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("rows"))
 
 
 def _update(state: State, frozen: Params, data: Any, *, rule: optax.GradientTransformation, loss: Loss):
@@ -129,13 +152,19 @@ def _update(state: State, frozen: Params, data: Any, *, rule: optax.GradientTran
     return State(params, memory, state.step + 1), {"loss": value, **accuracy}
 
 
-def _ahead(make: Callable[[int], Any], first: int, last: int) -> Iterator[tuple[int, Any]]:
-    """Batches in order, the next one drawn while the last is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(make, first)
+def _ahead(make: Callable[[int], Any], first: int, last: int, workers: int) -> Iterator[tuple[int, Any]]:
+    """Batches in order, the next ones drawn while one is trained on."""
+    with _pool(workers) as pool:
+        later = iter(range(first, last))
+        coming = deque(pool.submit(make, step) for step in itertools.islice(later, 2 * max(1, workers)))
         for step in range(first, last):
-            data, coming = coming.result(), pool.submit(make, step + 1)
-            yield step, data
+            yield step, coming.popleft().result()
+            coming.extend(pool.submit(make, step) for step in itertools.islice(later, 1))
+
+
+def _pool(workers: int) -> Executor:
+    """Processes of their own, as drawing holds Python's lock; spawned, as a fork of one that runs JAX may hang."""
+    return ProcessPoolExecutor(workers, get_context("spawn")) if workers else ThreadPoolExecutor(1)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -161,7 +190,14 @@ def trained(out: Path, stages: tuple[Stage, ...] = STAGES) -> Params:
     return params
 
 
-def run(out: Path, *, seed: int = 0, minutes: float = float("inf"), stages: tuple[Stage, ...] = STAGES) -> Params:
+def run(
+    out: Path,
+    *,
+    seed: int = 0,
+    minutes: float = float("inf"),
+    stages: tuple[Stage, ...] = STAGES,
+    workers: int = 0,
+) -> Params:
     """Goes through the stages, from the last that has a checkpoint.
 
     Returns:
@@ -174,7 +210,7 @@ def run(out: Path, *, seed: int = 0, minutes: float = float("inf"), stages: tupl
     for stage in stages[first:]:
         job = task(stage, params, seed)
         left = minutes * 60 - (time.monotonic() - began)
-        state = run_stage(stage, job, out / stage.name, stop_after=left)
+        state = run_stage(stage, job, out / stage.name, stop_after=left, workers=workers)
         params = {**state.params, **job.frozen}
         if int(state.step) < stage.steps:
             break
@@ -186,12 +222,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing one is continued")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after this long")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw scenes (all cores)")
     parser.add_argument(
         "--pruned", metavar="TOKENS", help="end with a stage that keeps so many image tokens, or a share"
     )
     options = parser.parse_args()
+    # Two devices of a core each train a fifth faster than one of two cores; a batch must divide among them.
+    jax.config.update("jax_num_cpu_devices", math.gcd(8, os.cpu_count() or 1))
     stages = STAGES if options.pruned is None else (*STAGES, PRUNED._replace(tokens=options.pruned))
-    run(options.out.absolute(), seed=options.seed, minutes=options.minutes, stages=stages)
+    run(options.out.absolute(), seed=options.seed, minutes=options.minutes, stages=stages, workers=options.workers)
 
 
 if __name__ == "__main__":
