@@ -30,7 +30,7 @@ from sparsevlm_jax.demo import CHECKPOINT
 from sparsevlm_jax.sparsify import Bucket, RankScale, RaterScore, Recycle, SparsityConfig, Tokens
 
 SHARES = ("1/3", "2/9", "1/6", "1/9")
-HEADLINE = ("dense", "sparsevlm", "sparsevlm-diverse", "random", "uniform")
+HEADLINE = ("dense", "sparsevlm", "sparsevlm-simple", "random", "uniform")
 QUICK = ("dense", "sparsevlm", "random")
 SAMPLES = 2000
 

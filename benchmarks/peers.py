@@ -1,4 +1,4 @@
-"""What the latency benchmark compares with, in PyTorch: `transformers`, dense, and SparseVLM as the official code does it.
+"""What the latency benchmark compares with: `transformers`, dense, and SparseVLM in PyTorch as the official code does it.
 
 Both have this library's parameters, so that a comparison of outputs is a comparison of programs. Needs `torch` and
 `transformers` (the extra `dev`).
@@ -95,12 +95,12 @@ class Dense:
     @torch.inference_mode()
     def decode(self, steps: int) -> None:
         """Greedy steps behind the last prefill; the cache is cut back after them."""
-        table, length = self.model.get_input_embeddings(), self.embeddings.shape[1]
+        table = self.model.get_input_embeddings()
         token = torch.zeros(len(self.embeddings), 1, dtype=torch.long, device=self.device)
         for _ in range(steps):
             token = self._forward(table(token), self.cache).argmax(-1, keepdim=True)
         synchronize(self.device)
-        self.cache.crop(length)
+        self.cache.crop(-steps)
 
 
 class Sparse:

@@ -1,5 +1,6 @@
-"""SparseVLM as published (arXiv 2410.04417), no pruning at all, and two variants for small budgets.
+"""SparseVLM as published (arXiv 2410.04417), no pruning at all, and three variants.
 
+`sparsevlm-simple` is what its ablations on the bundled model come to: every word rates, nothing is renumbered or merged.
 At small budgets the published selection loses to diversity-aware ones: the best-scored tokens repeat each other.
 `sparsevlm-diverse` keeps SparseVLM's stages, raters and recycling and chooses by score and coverage together;
 `sparsevlm-sized` lets a merged token count as many as it stands for.
@@ -57,4 +58,12 @@ def sparsevlm_sized(tokens: Amount = 192) -> SparsityConfig:
     """SparseVLM v1.5 whose recycled tokens count as many as they stand for; XLA attention only."""
     return dataclasses.replace(
         SparsityConfig.sparsevlm(tokens), recycle=Recycle(size_aware=True), name="sparsevlm-sized"
+    )
+
+
+@method
+def sparsevlm_simple(tokens: Amount = 192) -> SparsityConfig:
+    """SparseVLM's stages with every word of the question a rater, kept positions and no recycling."""
+    return dataclasses.replace(
+        SparsityConfig.sparsevlm(tokens), raters="all", recycle=None, positions="keep", name="sparsevlm-simple"
     )

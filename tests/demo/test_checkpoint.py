@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import sparsevlm_jax as sv
-from sparsevlm_jax.demo import CHECKPOINT, compare, evaluate, language, tokenizer
+from sparsevlm_jax.demo import CHECKPOINT, evaluate, language, tokenizer
 
 torch = pytest.importorskip("torch")
-ASKED = compare.questions_of(200)
+ASKED = [(seed, question) for seed in range(40) for question in evaluate.exam(seed)[1]][:200]
+"""Held-out questions, each with the seed of its scene."""
 MEGABYTE = 1_000_000
 
 
@@ -19,12 +21,22 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def dense(vlm):
-    return [text.strip() for text in compare.answers(vlm, ASKED, None)]
+    told = []
+    for start in range(0, len(ASKED), 50):
+        rows = ASKED[start : start + 50]
+        prompts, pictures = [asked.text for _, asked in rows], [evaluate.exam(seed)[0].draw() for seed, _ in rows]
+        told += sv.generate(vlm, prompts, pictures, sparsity=None, max_new_tokens=8)
+    return [output.text.strip() for output in told]
 
 
 def test_it_fits_the_package():
     sizes = [path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()]
     assert sum(sizes) < 24 * MEGABYTE and max(sizes) < 16 * MEGABYTE
+
+
+def test_its_embeddings_have_the_norm_that_raters_are_made_for(vlm):
+    table = np.asarray(vlm.params["language_model"]["embed_tokens"]["embedding"])
+    assert np.linalg.norm(table, axis=-1).mean() == pytest.approx(1, abs=1e-3)
 
 
 def test_its_config_and_tokenizer_are_those_the_code_makes(vlm):

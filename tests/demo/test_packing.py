@@ -9,7 +9,7 @@ import pytest
 
 from sparsevlm_jax.demo import language, packing, tokenizer, tower
 from sparsevlm_jax.demo.packing import PREFIX_IDS, SEGMENT
-from sparsevlm_jax.demo.questions import Question
+from sparsevlm_jax.demo.questions import ONE_CAR, Question
 from sparsevlm_jax.demo.world import Mix
 from sparsevlm_jax.models.llava import encode_images
 from sparsevlm_jax.prefill import PrefillInputs, prefill
@@ -67,6 +67,21 @@ def test_only_answers_are_learned_and_their_first_token_most():
     assert packed.weights[0, 0, len(asked) - 1 : len(asked) + 1].tolist() == [3.0, 1.0]
     assert packed.targets[0, 0, len(asked) - 1 : len(asked) + 1].tolist() == [*three, tokenizer.EOS]
     assert not packed.weights[0, 1].any()
+
+
+def test_hints_ask_for_the_first_answer_token_where_the_question_names_its_thing():
+    asked = {
+        Question("What is written on the blue sign?", "CAFE", "word by colour"): "blue",
+        Question("What colour is the sign that says CAFE?", "red", "colour by word"): "CAFE",
+        Question("Is there a red car?", "yes", "car"): "red car",
+        Question("What colour is the car?", "red", ONE_CAR): "car",
+    }
+    for question, name in asked.items():
+        packed = packing.pack([[question]], 1, hints=True)
+        hinted = (packed.weights[0, 0] > 0) & (packed.weights[0, 0] < 1)
+        assert packed.ids[0, 0, hinted].tolist() == list(tokenizer.encode(name))
+        assert set(packed.targets[0, 0, hinted]) == {tokenizer.encode(question.answer)[0]}
+        assert packed.weights[0, 0, hinted].sum() == pytest.approx(packing.HINT)
 
 
 def test_a_picture_with_too_many_questions_is_refused():

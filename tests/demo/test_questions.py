@@ -5,10 +5,10 @@ from random import Random
 import pytest
 
 from sparsevlm_jax.demo import questions, world
-from sparsevlm_jax.demo.questions import KINDS, Question
+from sparsevlm_jax.demo.questions import KINDS, ONE_CAR, Question
 from sparsevlm_jax.demo.world import Mix, Scene
 
-SCENES = [world.sample(seed, "test") for seed in range(150)]
+SCENES = [world.sample(seed, "test") for seed in range(200)]
 
 
 def answer(scene: Scene, text: str) -> str:
@@ -19,6 +19,9 @@ def answer(scene: Scene, text: str) -> str:
             return one({sign.word for sign in scene.signs if name in (sign.colour, sign.shape)})
         case ["What", "colour", "is", "the", "sign", "that", "says", word]:
             return one({sign.colour for sign in scene.signs if sign.word == word})
+        case ["What", "colour", "is", "the", "car"]:
+            assert len(scene.cars) == 1
+            return scene.cars[0].colour
         case ["What", "colour", "is", "the", shape, "sign"]:
             return one({sign.colour for sign in scene.signs if sign.shape == shape})
         case ["How", "many", "signs", "are", "there"]:
@@ -43,7 +46,7 @@ def beside(scene: Scene, side: str, colour: str):
             yield other
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, ONE_CAR))
 def test_answers_are_right(kind):
     asked = [(scene, question) for scene in SCENES for question in questions.about(scene) if question.kind == kind]
     assert len(asked) > 50

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.demo import language, tower, train
+from sparsevlm_jax.demo import language, tokenizer, tower, train
 from sparsevlm_jax.demo.curriculum import ALL, STAGES, Stage
 from sparsevlm_jax.demo.language import Lesson
 from sparsevlm_jax.demo.world import Mix
@@ -45,6 +45,40 @@ def test_stages_follow_one_another_and_a_finished_run_is_only_read(tmp_path):
     assert same(params["vision_tower"], train.trained(tmp_path, stages[:1])["vision_tower"])
     again = train.run(tmp_path, stages=stages)
     assert same(again["language_model"], params["language_model"])
+
+
+def test_scenes_drawn_in_processes_are_the_same(fresh_tower, tmp_path):
+    job = train.task(READ, jax.tree.map(jnp.copy, fresh_tower), 0)
+    here = train.run_stage(READ, job, tmp_path / "here")
+    assert same(train.run_stage(READ, job, tmp_path / "there", workers=1), here)
+
+
+def test_unit_norm_changes_no_answer_but_the_size_of_embeddings(fresh_tower):
+    params = language.new_params(0, 2, fresh_tower["vision_tower"], 1.0)
+    data, config = language.batch(0, 1, LESSON), language.config(2)
+    scaled = language.unit_norm(params)
+    norms = jnp.linalg.norm(scaled["language_model"]["embed_tokens"]["embedding"], axis=-1)
+    assert float(norms.mean()) == pytest.approx(1, abs=1e-5)
+    before, after = (language.logits(each, data, config) for each in (params, scaled))
+    np.testing.assert_allclose(after, before, atol=1e-4 * float(jnp.abs(before).max()))
+    assert same(language.unit_norm(scaled)["lm_head"], params["lm_head"])
+
+
+def test_a_patch_is_called_by_the_words_for_what_is_on_it():
+    """A red car is red and a car; a neighbour's colour is there, but not as the sign's own."""
+    table = jnp.eye(len(tokenizer.vocabulary()))
+    labels = {name: np.zeros((1, 3), np.int32) for name in tower.TARGETS}
+    labels["car"][0, 0] = 1
+    labels["letter"][0, 1], labels["colour"][0, 1], labels["left"][0, 1] = 1, 2, 2
+    called = language.described(labels, table)[0]
+
+    def word(text: str) -> jax.Array:
+        return table[jnp.array(tokenizer.encode(text))].sum(0)
+
+    np.testing.assert_array_equal(called[0], word("red car") / 2)
+    turned = jnp.roll(word("red"), table.shape[1] // 3)
+    np.testing.assert_array_equal(called[1], (word("A") + word("blue") + turned) / 2)
+    np.testing.assert_array_equal(called[2], word("street"))
 
 
 def test_growing_changes_no_answer(fresh_tower):

@@ -16,6 +16,7 @@ KEEPS = {
     "uniform": reference.uniform,
     "tome": reference.tome,
     "sparsevlm-diverse": reference.sparsevlm_diverse,
+    "sparsevlm-simple": lambda row, count: reference.top(reference.by_raters(row), count),
     "sparsevlm-sized": lambda row, count: reference.top(reference.by_raters(row), count),
 }
 

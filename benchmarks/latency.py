@@ -1,0 +1,439 @@
+"""What pruning saves in time: encode, prefill, decode; dense and pruned, beside PyTorch, against this machine's ceilings.
+
+    python benchmarks/latency.py                     on a CPU the 1B model in float32, on a GPU the 7B in bfloat16
+    python benchmarks/latency.py --batch 4 16        larger batches (SparseVLM in PyTorch takes one prompt only)
+    python benchmarks/latency.py --methods           every registered method at 192 tokens too
+    python benchmarks/latency.py --quick             a small model in a minute, to see that it works
+
+Random weights at real sizes, random images; a prompt is `--text` words around one image. Everything compared is run in
+turns; times are medians, "spread" is the interquartile range over the median.
+
+- *ceilings*: a large matrix product and a large copy (bytes read and written), measured in the same run. MFU is exact
+  matmul FLOPs over time over the first; MBU the weights and cache that a decode step reads, over time over the second.
+- *allowed*: how much faster the pruned prefill could be. By rows: one decoder layer's matrix products are timed at the
+  number of rows that each segment has, which says what smaller products cost here. By roofline: per segment the larger
+  of FLOPs over the product's rate and bytes of weights over the copy's.
+- *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own.
+- *memory*: what the compiled program needs at once beyond parameters, as XLA has planned it.
+
+PyTorch runs where it is installed (`--no-peers` leaves it out): `transformers` dense, and SparseVLM as the official code
+goes about it (see `peers.py`), both with the same parameters; the last logits are compared before anything is timed.
+Writes results.json, results.md and results.png into --out; the last line printed is the JSON.
+"""
+
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room on the same GPU
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from shapes import MODELS, alternate
+from stages import setting
+
+from sparsevlm_jax import accounting, decode, methods, sparsify
+from sparsevlm_jax.models import LlavaConfig, init_params
+from sparsevlm_jax.models.attention import Implementation, choose_implementation
+from sparsevlm_jax.models.llava import encode
+from sparsevlm_jax.prefill import PrefillInputs, prefill, segments
+from sparsevlm_jax.sparsify import Bucket, SparsityConfig
+from sparsevlm_jax.trees import flatten
+
+BUDGETS = (192, 128, 64)
+BEFORE = 8
+"""Words in front of the image."""
+
+
+class Case(NamedTuple):
+    """A model at a size of batch, with its parameters on the device."""
+
+    config: LlavaConfig
+    params: dict
+    dtype: Any
+    implementation: Implementation
+    batch: int
+    text: int
+
+    @property
+    def visual(self) -> int:
+        return self.config.tokens_per_image
+
+    @property
+    def bucket(self) -> Bucket:
+        return Bucket(self.text, self.visual, self.visual)
+
+    @property
+    def static(self) -> dict[str, Any]:
+        return dict(config=self.config, implementation=self.implementation)
+
+    def inputs(self, sparsity: SparsityConfig | None) -> PrefillInputs:
+        ids = np.random.default_rng(0).integers(3, 1000, (self.batch, self.text + self.visual))
+        ids[:, BEFORE : BEFORE + self.visual] = self.config.image_token_id
+        encoded = jax.jit(partial(encode, **self.static, **_tower(sparsity)))(self.params, self.pixel_values())
+        length = jnp.full(self.batch, ids.shape[1])
+        return PrefillInputs(jnp.asarray(ids, jnp.int32), length, encoded.features, encoded.context)
+
+    def pixel_values(self) -> jax.Array:
+        edge = self.config.vision.image_size
+        return jax.random.normal(jax.random.key(1), (self.batch, 3, edge, edge), self.dtype)
+
+
+def _tower(sparsity: SparsityConfig | None) -> dict[str, Any]:
+    return dict(context=sparsity.needs_images, merging=sparsity.merging) if sparsity else {}
+
+
+class Compiled(NamedTuple):
+    """A program with what making it took, in seconds: at first, and again from the cache on disk."""
+
+    call: Callable[..., Any]
+    cold: float
+    cached: float
+    working_mb: float
+
+
+def compiled(function: Callable, *args: Any, **static: Any) -> Compiled:
+    """Compiles twice: into the cache on disk, and out of it."""
+    seconds, program = [], None
+    for _ in range(2):
+        jax.clear_caches()
+        start = time.perf_counter()
+        program = jax.jit(partial(function, **static)).lower(*args).compile()
+        seconds.append(time.perf_counter() - start)
+    memory = program.memory_analysis()
+    working = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return Compiled(program, *seconds, working / 1e6)
+
+
+def ceilings(dtype: Any, quick: bool) -> tuple[float, float]:
+    """FLOP/s of a large matrix product, bytes/s of a large copy."""
+    side, size = (1024, 1 << 24) if quick else (4096, 1 << 28)
+    side = side * 2 if jax.default_backend() != "cpu" else side
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
+    large = jax.random.normal(jax.random.key(1), (size,), jnp.float32)
+    # A negation reads and writes every byte, and XLA cannot make an alias of it.
+    variants = {"product": partial(jax.jit(jnp.matmul), a, b), "copy": partial(jax.jit(jnp.negative), large)}
+    best = {name: min(times) / 1e3 for name, times in alternate(variants, repeats=5).items()}
+    return 2 * side**3 / best["product"], 2 * large.nbytes / best["copy"]
+
+
+def layer_products(case: Case, rows: int, layers: int) -> Callable[[], Any]:
+    """The matrix products of the first `layers` decoder layers over `rows` rows, and nothing else."""
+
+    def run(params: dict, x: jax.Array) -> jax.Array:
+        for index in range(layers):
+            attention, mlp = (params["language_model"]["layers"][str(index)][part] for part in ("self_attn", "mlp"))
+            q, k, v = (x @ attention[name]["kernel"] for name in ("q_proj", "k_proj", "v_proj"))
+            x = q @ attention["o_proj"]["kernel"] + jnp.sum(k, -1, keepdims=True) + jnp.sum(v, -1, keepdims=True)
+            x = (x @ mlp["gate_proj"]["kernel"] * (x @ mlp["up_proj"]["kernel"])) @ mlp["down_proj"]["kernel"]
+        return x
+
+    x = jax.random.normal(jax.random.key(0), (rows, case.config.text.hidden_size), case.dtype)
+    return partial(jax.jit(run), case.params, x)
+
+
+def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
+    """Every stage of a method as one program, on random streams of the sizes that enter them."""
+    config, bucket = case.config.text, case.bucket
+    plans = sparsity.plan(config.num_hidden_layers, bucket)
+    given = [setting(config, plan.visual, case.dtype, text=case.text, batch=case.batch) for plan in plans]
+
+    def run(given: list[dict[str, Any]]) -> Any:
+        stream = given[0]["stream"]
+        raters = sparsify.select_raters(
+            stream.hidden, stream.is_visual, ~stream.is_visual, question_capacity=case.text, rule=sparsity.raters
+        )
+        left = []
+        for plan, own in zip(plans, given, strict=True):
+            total = jnp.full(case.batch, case.visual)
+            decision = sparsify.decide(own["stream"], own["attention"], total, plan, sparsity)
+            left.append(sparsify.apply(own["stream"], decision, plan, sparsity)[0].hidden)
+        return raters, left
+
+    values = [{**own, "attention": own["attention"]._replace(rope_theta=float(config.rope_theta))} for own in given]
+    return partial(jax.jit(run), values)
+
+
+def tokens_of_layers(case: Case, sparsity: SparsityConfig | None) -> list[int]:
+    """Rows entering each layer of one prompt, text included."""
+    counts, now = [], case.visual
+    for layers, plan in segments(case.config.text.num_hidden_layers, sparsity, case.bucket):
+        counts += [now + case.text] * len(layers)
+        now = plan.leaving if plan else now
+    return counts
+
+
+def variants_of(case: Case, with_methods: bool, budgets: tuple[int, ...]) -> dict[str, SparsityConfig | None]:
+    found: dict[str, SparsityConfig | None] = {"dense": None}
+    found |= {f"sparsevlm {tokens}": SparsityConfig.sparsevlm(tokens) for tokens in budgets}
+    for name in sorted(set(methods.METHODS) - {"dense", "sparsevlm"}) if with_methods else ():
+        method = methods.create(name, budgets[0])
+        if method.size_aware and case.implementation == "cudnn":
+            print(f"left out: {name}, whose tokens count their size, needs XLA attention")
+            continue
+        found[f"{name} {budgets[0]}"] = method
+    return found
+
+
+def measure(case: Case, options: argparse.Namespace, rates: tuple[float, float]) -> dict[str, Any]:
+    """All of one model and batch: a row for every variant, and what they were held against."""
+    found = variants_of(case, options.methods, options.budgets)
+    rows: dict[str, dict[str, Any]] = {name: {} for name in found}
+    calls: dict[str, Callable[[], Any]] = {}
+    steps: dict[str, Callable[[], Any]] = {}
+    images = case.pixel_values()
+    tower = compiled(encode, case.params, images, **case.static)
+    encoders: dict[str, Callable[[], Any]] = {"dense": partial(tower.call, case.params, images)}
+    logits: dict[str, np.ndarray] = {}
+    for name, sparsity in found.items():
+        inputs = case.inputs(sparsity)
+        static = dict(**case.static, sparsity=sparsity, bucket=case.bucket, new_tokens=options.decode)
+        program = compiled(prefill, case.params, inputs, **static)
+        calls[name] = partial(program.call, case.params, inputs)
+        state = calls[name]()
+        logits[name] = np.asarray(state.logits, np.float32)
+        limit = jnp.int32(options.decode)
+        answer = compiled(
+            decode.generate, case.params, state.logits, state.state, limit, buffer=options.decode, **case.static
+        )
+        steps[name] = partial(answer.call, case.params, state.logits, state.state, limit)
+        tokens = tokens_of_layers(case, sparsity)
+        rows[name] |= dict(
+            cold_s=program.cold + answer.cold,
+            cached_s=program.cached + answer.cached,
+            working_mb=program.working_mb,
+            kv_mb=state.state.cache.nbytes / 1e6,
+            tokens_entering=float(np.mean(tokens)) - case.text,
+            flops=case.batch * accounting.decoder_flops(tokens, case.config.text),
+            segments=tokens,
+        )
+        if sparsity and sparsity.merging:
+            encoders[name] = partial(jax.jit(partial(encode, **case.static, **_tower(sparsity))), case.params, images)
+    peers = _peers(case, options, found, logits) if options.peers else {}
+    calls |= {name: peer.prefill for name, peer in peers.items()}
+    dense_peers = {name: peer for name, peer in peers.items() if hasattr(peer, "decode")}
+    steps |= {name: partial(peer.decode, options.decode) for name, peer in dense_peers.items()}
+    encoders |= {name: peer.encode for name, peer in dense_peers.items()}
+    for name, times in alternate(calls, repeats=options.repeats).items():
+        rows.setdefault(name, {}).update(prefill_ms=statistics.median(times), spread=_spread(times))
+    for name, times in alternate(steps, repeats=options.repeats).items():
+        rows[name]["decode_ms"] = statistics.median(times) / options.decode
+    for name, times in alternate(encoders, repeats=options.repeats).items():
+        rows[name]["encode_ms"] = statistics.median(times)
+    _hold_against(case, rows, found, rates, options)
+    return dict(batch=case.batch, text=case.text, visual=case.visual, rows=rows)
+
+
+def _spread(times: list[float]) -> float:
+    low, high = np.quantile(times, (0.25, 0.75))
+    return float((high - low) / statistics.median(times))
+
+
+def _hold_against(
+    case: Case,
+    rows: dict[str, dict[str, Any]],
+    found: dict[str, SparsityConfig | None],
+    rates: tuple[float, float],
+    options: argparse.Namespace,
+) -> None:
+    """MFU, MBU, the speed-up over dense beside what rows and roofline allow, the share of the stages."""
+    layers = min(4, case.config.text.num_hidden_layers)
+    counts = sorted({count for row in rows.values() for count in row.get("segments", ())})
+    products = {count: layer_products(case, count * case.batch, layers) for count in counts}
+    row_ms = {count: statistics.median(t) / layers for count, t in alternate(products, repeats=options.repeats).items()}
+    own = {name: sparsity for name, sparsity in found.items() if sparsity and name.startswith("sparsevlm ")}
+    stages = alternate({name: all_stages(case, sparsity) for name, sparsity in own.items()}, repeats=options.repeats)
+    weights = sum(
+        leaf.nbytes for name, leaf in flatten(case.params).items() if ".layers." in name and "vision" not in name
+    )
+    head = case.config.text.vocab_size * case.config.text.hidden_size * jnp.dtype(case.dtype).itemsize
+    dense = rows["dense"]
+    for name, row in rows.items():
+        row["speedup"] = dense["prefill_ms"] / row["prefill_ms"]
+        if "segments" not in row:
+            continue
+        row["mfu"] = row["flops"] / (row["prefill_ms"] / 1e3) / rates[0]
+        row["mbu"] = (weights + head + row["kv_mb"] * 1e6) / (row["decode_ms"] / 1e3) / rates[1]
+        row["tokens_per_s"] = case.batch / (row["decode_ms"] / 1e3)
+        row["allowed_by_rows"] = _total(dense, row_ms) / _total(row, row_ms)
+        row["allowed_by_roofline"] = _floor(case, dense, weights, rates) / _floor(case, row, weights, rates)
+        row["share_reached"] = row["speedup"] / row["allowed_by_rows"]
+        if name in stages:
+            row["stages_of_dense"] = statistics.median(stages[name]) / dense["prefill_ms"]
+
+
+def _total(row: dict[str, Any], row_ms: dict[int, float]) -> float:
+    return sum(row_ms[count] for count in row["segments"])
+
+
+def _floor(case: Case, row: dict[str, Any], weights: int, rates: tuple[float, float]) -> float:
+    """Seconds of prefill by roofline: layer by layer the longer of its FLOPs and its weights' bytes."""
+    one = weights / case.config.text.num_hidden_layers / rates[1]
+    free = dataclasses.replace(case.config.text, vocab_size=0)
+    return sum(max(case.batch * accounting.decoder_flops([n], free) / rates[0], one) for n in row["segments"])
+
+
+def _peers(
+    case: Case, options: argparse.Namespace, found: dict[str, SparsityConfig | None], logits: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """PyTorch's programs, their last logits compared with ours."""
+    try:
+        import torch
+
+        import peers
+    except ImportError as error:
+        print(f"no peers: {error}")
+        return {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (device == "cuda") != (jax.default_backend() != "cpu"):
+        print("no peers: PyTorch and JAX are on different devices")
+        return {}
+    torch.set_num_threads(os.cpu_count() or 1)
+    exact = case.dtype == jnp.float32
+    dtype = torch.float32 if exact else torch.bfloat16
+    inputs = case.inputs(None)
+    config = dataclasses.replace(case.config, eos_token_ids=(2,))
+    model = peers.build(config, case.params, dtype, device)
+    with torch.inference_mode():
+        table = model.get_input_embeddings()
+        ids = torch.from_numpy(np.where(inputs.input_ids == case.config.image_token_id, 0, inputs.input_ids)).to(device)
+        embeddings = table(ids.long())
+        embeddings[:, BEFORE : BEFORE + case.visual] = peers.to_torch(inputs.image_features, dtype, device)
+    images = peers.to_torch(case.pixel_values(), dtype, device)
+    made: dict[str, Any] = {"transformers": peers.Dense(model, embeddings, images, compiled=device == "cuda")}
+    _agree("transformers", made["transformers"].prefill(), logits["dense"], exact=exact)
+    if case.batch == 1:
+        for tokens in options.budgets:
+            sparsity = found[f"sparsevlm {tokens}"]
+            plans = sparsity.plan(case.config.text.num_hidden_layers, case.bucket)
+            name = f"sparsevlm in torch {tokens}"
+            made[name] = peers.Sparse(model, embeddings, BEFORE, case.visual, sparsity, plans)
+            _agree(name, made[name].prefill(), logits[f"sparsevlm {tokens}"], exact=exact)
+    if options.torch_bf16 and exact:
+        half = peers.build(config, case.params, torch.bfloat16, device)
+        made["transformers bf16"] = peers.Dense(half, embeddings.bfloat16(), images.bfloat16(), compiled=False)
+    return made
+
+
+def _agree(name: str, theirs: Any, ours: np.ndarray, *, exact: bool) -> None:
+    """Raises ValueError where float32 outputs differ by more than rounding: then the two did not do the same."""
+    error = float(np.linalg.norm(theirs.cpu().numpy() - ours) / np.linalg.norm(ours))
+    print(f"{name}: last logits differ from ours by {error:.1e} of their norm", flush=True)
+    if exact and error > 1e-3:
+        raise ValueError(f"{name} computes something else: its last logits differ from ours by {error:.1e}")
+
+
+HEAD = (
+    ("encode ms", "encode_ms", ".1f"),
+    ("prefill ms", "prefill_ms", ".1f"),
+    ("spread", "spread", ".1%"),
+    ("faster than dense", "speedup", ".2f"),
+    ("allowed by rows", "allowed_by_rows", ".2f"),
+    ("by roofline", "allowed_by_roofline", ".2f"),
+    ("reached, of rows", "share_reached", ".0%"),
+    ("stages", "stages_of_dense", ".2%"),
+    ("MFU", "mfu", ".0%"),
+    ("decode ms a token", "decode_ms", ".2f"),
+    ("MBU", "mbu", ".0%"),
+    ("working MB", "working_mb", ".0f"),
+    ("KV MB", "kv_mb", ".1f"),
+    ("compile s", "cold_s", ".1f"),
+    ("cached s", "cached_s", ".1f"),
+)
+
+
+def table(result: dict[str, Any]) -> str:
+    title = f"batch {result['batch']}, {result['visual']} image tokens, {result['text']} words"
+    lines = [f"{title}\n", "| |" + "|".join(f" {head} " for head, _, _ in HEAD) + "|", "|---" * (len(HEAD) + 1) + "|"]
+    for name, row in result["rows"].items():
+        cells = (format(row[key], form) if key in row else "" for _, key, form in HEAD)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Prefill of every variant, a panel for each batch; the time that the rows' products alone allow as a mark."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.8 + 0.36 * sum(len(r["rows"]) for r in results)), dpi=130, layout="constrained")
+    axes = figure.subplots(len(results), squeeze=False, height_ratios=[len(r["rows"]) for r in results])[:, 0]
+    for result, own in zip(results, axes, strict=True):
+        names = list(result["rows"])[::-1]
+        times = [result["rows"][name]["prefill_ms"] for name in names]
+        colours = ["tab:blue" if "segments" in result["rows"][name] else "tab:grey" for name in names]
+        bars = own.barh(names, times, color=colours)
+        own.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+        dense = result["rows"]["dense"]["prefill_ms"]
+        for place, name in enumerate(names):
+            if "allowed_by_rows" in result["rows"][name]:
+                own.plot(
+                    [dense / result["rows"][name]["allowed_by_rows"]] * 2, [place - 0.4, place + 0.4], "k-", lw=1.2
+                )
+        own.set(xlabel="prefill, ms (line: what the matrix products' rates allow)", title=f"batch {result['batch']}")
+    figure.savefig(path)
+
+
+def environment() -> dict[str, str]:
+    device = jax.devices()[0]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    kind = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind
+    return dict(device=kind, jax=jax.__version__, commit=commit)
+
+
+def main() -> None:
+    gpu = jax.default_backend() != "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="7b" if gpu else "1b")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16] if gpu else [1])
+    parser.add_argument("--text", type=int, default=64, help="words around the image (default: %(default)s)")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
+    parser.add_argument("--decode", type=int, default=32 if gpu else 8, help="tokens decoded (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15 if gpu else 5)
+    parser.add_argument("--methods", action="store_true", help="every registered method too")
+    parser.add_argument(
+        "--torch-bf16", action="store_true", help="`transformers` in bfloat16 too, where ours is float32"
+    )
+    parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("latency"))
+    options = parser.parse_args()
+    options.budgets = tuple(options.budgets)
+    if options.quick:
+        options.model, options.batch, options.repeats, options.decode = "0.1b", [1], 3, 4
+        options.budgets = (64, 32)
+    config = dataclasses.replace(MODELS[options.model], eos_token_ids=(-1,))  # so that no answer ends early
+    dtype = jnp.bfloat16 if gpu else jnp.float32
+    implementation = choose_implementation(dtype, head_dim=config.text.head_dim)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config))
+    options.out.mkdir(parents=True, exist_ok=True)
+    rates = ceilings(dtype, options.quick)
+    print(f"{environment()}  product {rates[0] / 1e12:.2f} TFLOP/s, copy {rates[1] / 1e9:.1f} GB/s", flush=True)
+    results = []
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for batch in options.batch:
+            case = Case(config, params, dtype, implementation, batch, options.text)
+            results.append(measure(case, options, rates))
+            print(f"\n{table(results[-1])}\n", flush=True)
+    record = dict(**environment(), model=options.model, dtype=jnp.dtype(dtype).name, product=rates[0], copy=rates[1])
+    record |= dict(results=results)
+    (options.out / "results.md").write_text("\n\n".join(map(table, results)) + "\n")
+    (options.out / "results.json").write_text(json.dumps(record) + "\n")
+    plot(results, options.out / "results.png")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
