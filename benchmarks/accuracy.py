@@ -30,7 +30,7 @@ from sparsevlm_jax.demo import CHECKPOINT
 from sparsevlm_jax.sparsify import Bucket, RankScale, RaterScore, Recycle, SparsityConfig, Tokens
 
 SHARES = ("1/3", "2/9", "1/6", "1/9")
-HEADLINE = ("dense", "sparsevlm", "sparsevlm-simple", "random", "uniform")
+HEADLINE = ("dense", "sparsevlm", "sparsevlm-simple", "sparsevlm-early", "random", "uniform")
 QUICK = ("dense", "sparsevlm", "random")
 SAMPLES = 2000
 
@@ -69,6 +69,9 @@ def cells(examiner: Examiner, names: list[str], questions: int, others: int) -> 
                 continue
             try:
                 sparsity.plan(_depth(examiner), _bucket(total))
+                if sparsity.merging:
+                    tower = examiner.vlm.config
+                    sparsity.merging.schedule(tower.vision.num_patches + 1, tower.tower_layers, total)
             except ValueError as error:  # a budget below the method's floor
                 print(f"left out: {name} at {share}: {error}")
                 continue
@@ -105,7 +108,7 @@ def _rank(examiner: Examiner, base: SparsityConfig, amount: Tokens, measure: Any
     """Rank-adaptive counts whose mean over layers, on the first questions, is that of the fixed schedule."""
     target = float(Fraction(amount.amount)) * examiner.vlm.config.tokens_per_image
     low, high = 0.0, 64.0
-    for _ in range(12):
+    for _ in range(9):
         scale = (low + high) / 2
         method = dataclasses.replace(base, budget=RankScale(scale, measure=measure))
         after = examiner.ask(method, 64)[1].mean_after_layers
@@ -179,6 +182,18 @@ def plot(results: list[Result], path: Path) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
+def write(
+    folder: Path, examiner: Examiner, results: list[Result], answers: dict[str, list[str]]
+) -> tuple[str, dict[str, Any]]:
+    """Tables and raw answers of the cells so far."""
+    text = f"{table(results)}\n\n{kinds_table(results)}\n"
+    truth = [[*question] for question in examiner.exam.questions]
+    record = dict(commit=commit(), jax=jax.__version__, split=examiner.exam.split, questions=truth, answers=answers)
+    (folder / "results.md").write_text(text)
+    (folder / "results.json").write_text(json.dumps(record) + "\n")
+    return text, record
+
+
 def commit() -> str:
     """The commit measured, "+" where the tree differs from it."""
 
@@ -218,18 +233,14 @@ def main() -> None:
         else cells(examiner, args.methods, args.questions, args.others)
     )
     todo = todo[:3] if args.quick else todo
-    results, answers, dense = [], {}, np.zeros(0)
+    results, answers, dense, text, record = [], {}, np.zeros(0), "", {}
     for cell in todo:
         result, told = run(examiner, cell, dense)
         dense = examiner.right(told) if cell.method == "dense" else dense
         results.append(result)
         answers[f"{cell.method} {cell.share}"] = told
         print(f"{cell.method:24s} {cell.share:5s} {result.accuracy:6.1%} in {result.seconds:.0f} s", flush=True)
-    text = f"{table(results)}\n\n{kinds_table(results)}\n"
-    (args.out / "results.md").write_text(text)
-    truth = [[*q] for q in examiner.exam.questions]
-    record = dict(commit=commit(), jax=jax.__version__, split=args.split, questions=truth, answers=answers)
-    (args.out / "results.json").write_text(json.dumps(record) + "\n")
+        text, record = write(args.out, examiner, results, answers)  # after every cell: a run may be cut short
     if not args.ablations:
         plot(results, args.out / "results.png")
     print("\n" + text)

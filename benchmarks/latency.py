@@ -1,4 +1,4 @@
-"""What pruning saves in time: encode, prefill, decode; dense and pruned, beside PyTorch, against this machine's ceilings.
+"""What pruning saves in time: encode, prefill, decode; dense and pruned, beside PyTorch, against measured ceilings.
 
     python benchmarks/latency.py                     on a CPU the 1B model in float32, on a GPU the 7B in bfloat16
     python benchmarks/latency.py --batch 4 16        larger batches (SparseVLM in PyTorch takes one prompt only)
@@ -16,8 +16,8 @@ turns; times are medians, "spread" is the interquartile range over the median.
 - *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own.
 - *memory*: what the compiled program needs at once beyond parameters, as XLA has planned it.
 
-PyTorch runs where it is installed (`--no-peers` leaves it out): `transformers` dense, and SparseVLM as the official code
-goes about it (see `peers.py`), both with the same parameters; the last logits are compared before anything is timed.
+PyTorch runs where it is installed (`--no-peers` leaves it out): `transformers` dense, and SparseVLM as the official
+code goes about it (see `peers.py`), both with the same parameters; last logits are compared before anything is timed.
 Writes results.json, results.md and results.png into --out; the last line printed is the JSON.
 """
 
@@ -289,9 +289,8 @@ def _peers(
 ) -> dict[str, Any]:
     """PyTorch's programs, their last logits compared with ours."""
     try:
-        import torch
-
         import peers
+        import torch
     except ImportError as error:
         print(f"no peers: {error}")
         return {}

@@ -1,7 +1,7 @@
-"""What the latency benchmark compares with: `transformers`, dense, and SparseVLM in PyTorch as the official code does it.
+"""What the latency benchmark compares with: `transformers`, dense, and SparseVLM in PyTorch.
 
-Both have this library's parameters, so that a comparison of outputs is a comparison of programs. Needs `torch` and
-`transformers` (the extra `dev`).
+SparseVLM is written here to work as the official code does. Both have this library's parameters, so that a comparison
+of outputs is a comparison of programs. Needs `torch` and `transformers` (the extra `test`).
 
 L tokens · V visual tokens · C candidates · K clusters · D model dim
 """

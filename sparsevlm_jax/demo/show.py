@@ -1,6 +1,5 @@
 """`sparsevlm demo`: draw a street, ask about it dense and pruned, and say what pruning saved."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -33,15 +32,6 @@ class Demo(NamedTuple):
     asked: tuple[Asked, ...]
 
 
-def pruning(tokens: str) -> SparsityConfig:
-    """SparseVLM with every word of the question a rater.
-
-    The paper's choice compares plain dot products of embeddings. This model's are so far apart that one word, often
-    "on", takes nearly all of it, and what that word looks at is not the sign.
-    """
-    return dataclasses.replace(SparsityConfig.sparsevlm(tokens), raters="all")
-
-
 def scene_and_questions(seed: int) -> tuple[world.Scene, list[Question]]:
     """A held-out street of three or four signs, and one question of each of three kinds."""
     scene, rng = world.sample(seed, "test", _SCENE), Random(f"demo {seed}")
@@ -59,7 +49,7 @@ def run_demo(
 
     Args:
         seed: which street; every seed has another, none of them seen in training.
-        tokens: budget of image tokens, a number or a share, for `pruning`.
+        tokens: budget of image tokens, a number or a share, for SparseVLM.
         model: a checkpoint that answers; default: the bundled one.
         save_to: where to save the picture, five times enlarged; None saves nothing.
 
@@ -74,7 +64,7 @@ def run_demo(
     vlm = load(model)
     prompts, pictures = [question.text for question in questions], [picture] * len(questions)
     dense = generate(vlm, prompts, pictures, sparsity=None, max_new_tokens=8)
-    sparse = generate(vlm, prompts, pictures, sparsity=pruning(tokens), max_new_tokens=8)
+    sparse = generate(vlm, prompts, pictures, sparsity=SparsityConfig.sparsevlm(tokens), max_new_tokens=8)
     asked = tuple(
         Asked(question, one.text, other.text, one.report, other.report)
         for question, one, other in zip(questions, dense, sparse, strict=True)

@@ -1,15 +1,42 @@
-"""SparseVLM as published (arXiv 2410.04417), no pruning at all, and three variants.
+"""SparseVLM as published (arXiv 2410.04417), no pruning at all, and four variants.
 
-`sparsevlm-simple` is what its ablations on the bundled model come to: every word rates, nothing is renumbered or merged.
+`sparsevlm-simple` is what ablations on the bundled model come to: every word rates, nothing is renumbered or merged.
 At small budgets the published selection loses to diversity-aware ones: the best-scored tokens repeat each other.
 `sparsevlm-diverse` keeps SparseVLM's stages, raters and recycling and chooses by score and coverage together;
-`sparsevlm-sized` lets a merged token count as many as it stands for.
+`sparsevlm-sized` lets a merged token count as many as it stands for. `sparsevlm-early` drops most tokens before the
+first layer, where a budget is not yet spent, and asks the raters once they have found what they look for.
 """
 
 import dataclasses
+from dataclasses import dataclass
+from fractions import Fraction
 
-from ..sparsify import Determinantal, Recycle, SparsityConfig
+from ..sparsify import (
+    Determinantal,
+    RaterScore,
+    Recycle,
+    Scores,
+    Shrinking,
+    SparsityConfig,
+    StageInputs,
+    Tokens,
+    parse_amount,
+)
+from .diversity import QuestionSimilarity
 from .registry import Amount, method
+
+
+@dataclass(frozen=True)
+class SimilarityThenAttention:
+    """The cosine to the question before layer 0, where nothing has attended to anything yet; then raters' attention."""
+
+    needs_attention = False
+
+    def macs(self, text, visual, dim):
+        return text * visual * dim
+
+    def __call__(self, inputs: StageInputs) -> Scores:
+        return QuestionSimilarity()(inputs) if inputs.attention is None else RaterScore()(inputs)
 
 
 @method
@@ -66,4 +93,23 @@ def sparsevlm_simple(tokens: Amount = 192) -> SparsityConfig:
     """SparseVLM's stages with every word of the question a rater, kept positions and no recycling."""
     return dataclasses.replace(
         SparsityConfig.sparsevlm(tokens), raters="all", recycle=None, positions="keep", name="sparsevlm-simple"
+    )
+
+
+@method
+def sparsevlm_early(tokens: Amount = 192) -> SparsityConfig:
+    """Before the first layer different tokens close to the question, after a third of the depth the half looked at.
+
+    What the layers before a first stage see is most of a small budget. Here nearly all of it is left for tokens that
+    matter: the first stage is CDPruner's, the second asks every word, and both choose by score and coverage together.
+    """
+    return SparsityConfig(
+        budget=Tokens(parse_amount(tokens), Shrinking(later=0.5)),
+        depths=(Fraction(-1), Fraction(1, 3)),
+        raters="all",
+        score=SimilarityThenAttention(),
+        select=Determinantal(),
+        recycle=None,
+        positions="keep",
+        name="sparsevlm-early",
     )

@@ -70,6 +70,19 @@ class Geometric:
         return np.zeros(len(rows), bool)
 
 
+@dataclass(frozen=True)
+class Shrinking:
+    """The first stage keeps the nominal share; every later one keeps `later` of what the stage before left."""
+
+    later: float = 0.5
+
+    def shares(self, nominal: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        return nominal * self.later ** np.arange(len(layers))[:, None]
+
+    def exact(self, amount: np.ndarray, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
+        return np.zeros(len(rows), bool)
+
+
 V15 = Anchors(((64, (66, 30, 17)), (96, (238, 48, 26)), (128, (303, 110, 36)), (192, (300, 200, 110))))
 PLUS = Anchors(((64, (66, 34, 20)), (96, (246, 54, 28)), (128, (238, 108, 60)), (192, (300, 200, 118))))
 
@@ -114,14 +127,16 @@ def of_32(*layers: int) -> tuple[Fraction, ...]:
 
 
 def default_layers(num_layers: int, fractions: Sequence[Fraction] = of_32(2, 6, 15)) -> tuple[int, ...]:
-    """Pruning layers at the given fractions of the depth, rounded half up, at least 1, strictly increasing.
+    """Pruning layers at the given fractions of the depth, rounded half up, at least 1, strictly increasing; a negative
+    fraction is before the first layer, -1.
 
     Raises:
         ValueError: if the model has too few layers for that many stages.
     """
     layers: list[int] = []
     for fraction in fractions:
-        layers.append(max(math.floor(fraction * num_layers + Fraction(1, 2)), 1, layers[-1] + 1 if layers else 1))
+        after = max(math.floor(fraction * num_layers + Fraction(1, 2)), 1, layers[-1] + 1 if layers else 1)
+        layers.append(-1 if fraction < 0 else after)
     if layers and layers[-1] >= num_layers:
         raise ValueError(
             f"{len(layers)} pruning layers need a model of more than {layers[-1]} layers, got {num_layers}"
