@@ -1,7 +1,7 @@
 """Accuracy against budget: the bundled model, held-out questions, every method.
 
     python benchmarks/accuracy.py                    all methods at 1/3, 2/9, 1/6 and 1/9 of the image tokens
-    python benchmarks/accuracy.py --ablations        what each part of SparseVLM is worth
+    python benchmarks/accuracy.py --ablations 1/3    what each part of SparseVLM is worth
     python benchmarks/accuracy.py --quick            100 questions, few cells, to see that it works
 
 Budgets are in the paper's count, the mean over layers of the tokens left after a layer; the mean entering a layer
@@ -79,10 +79,10 @@ def cells(examiner: Examiner, names: list[str], questions: int, others: int) -> 
     return found
 
 
-def ablations(examiner: Examiner, questions: int) -> list[Cell]:
+def ablations(examiner: Examiner, questions: int, shares: list[str]) -> list[Cell]:
     """SparseVLM v1.5 with one part changed at a time."""
     found = [Cell("dense", "1", None, questions)]
-    for share in ("1/3", "2/9"):
+    for share in shares:
         base = SparsityConfig.sparsevlm(share)
         amount = Tokens.parse(share)
         variants: dict[str, SparsityConfig] = {
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=sorted(set(methods.METHODS) - {"dense"}))
     parser.add_argument("--questions", type=int, default=4000, help="of the headline methods (default: %(default)s)")
     parser.add_argument("--others", type=int, default=1000, help="of the other methods (default: %(default)s)")
-    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--ablations", nargs="*", metavar="SHARE", help="of SparseVLM, at these budgets (1/3)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("accuracy"))
     args = parser.parse_args()
@@ -228,8 +228,8 @@ def main() -> None:
     examiner = Examiner(sv.load(args.model), Exam.draw(args.questions, args.split))
     args.out.mkdir(parents=True, exist_ok=True)
     todo = (
-        ablations(examiner, args.others)
-        if args.ablations
+        ablations(examiner, args.others, args.ablations or ["1/3"])
+        if args.ablations is not None
         else cells(examiner, args.methods, args.questions, args.others)
     )
     todo = todo[:3] if args.quick else todo
@@ -241,7 +241,7 @@ def main() -> None:
         answers[f"{cell.method} {cell.share}"] = told
         print(f"{cell.method:24s} {cell.share:5s} {result.accuracy:6.1%} in {result.seconds:.0f} s", flush=True)
         text, record = write(args.out, examiner, results, answers)  # after every cell: a run may be cut short
-    if not args.ablations:
+    if args.ablations is None:
         plot(results, args.out / "results.png")
     print("\n" + text)
     summary = [r._replace(cost=dataclasses.asdict(r.cost))._asdict() for r in results]
