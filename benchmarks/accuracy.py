@@ -163,10 +163,12 @@ def kinds_table(results: list[Result]) -> str:
 
 def plot(results: list[Result], path: Path) -> None:
     """Accuracy over budget, a line a method, with intervals."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), dpi=130)
+    figure = Figure(figsize=(9, 5), dpi=130)
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
     for name in dict.fromkeys(r.method for r in results if r.method != "dense"):
         own = sorted((r for r in results if r.method == name), key=lambda r: float(Fraction(r.share)))
         x = [float(Fraction(r.share)) for r in own]
@@ -178,7 +180,7 @@ def plot(results: list[Result], path: Path) -> None:
     axes.set_xticks([float(Fraction(s)) for s in shares], shares)
     axes.minorticks_off()
     axes.axhline(1, color="grey", linewidth=0.8)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, bbox_inches="tight")
 
 

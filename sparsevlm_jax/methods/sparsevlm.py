@@ -98,7 +98,7 @@ def sparsevlm_simple(tokens: Amount = 192) -> SparsityConfig:
 
 @method
 def sparsevlm_early(tokens: Amount = 192) -> SparsityConfig:
-    """Before the first layer different tokens close to the question, after a third of the depth the half looked at.
+    """Diverse tokens near the question before layer 1, the raters' half of them a third on.
 
     What the layers before a first stage see is most of a small budget. Here nearly all of it is left for tokens that
     matter: the first stage is CDPruner's, the second asks every word, and both choose by score and coverage together.
