@@ -59,7 +59,7 @@ class Result(NamedTuple):
     seconds: float
 
 
-def cells(examiner: Examiner, names: list[str], questions: int, others: int) -> list[Cell]:
+def cells(examiner: Examiner, names: list[str], questions: int, others: int, keep_positions: bool) -> list[Cell]:
     """Every method at every share it can reach with this model (1/18 too before the language model)."""
     found, total = [Cell("dense", "1", None, questions)], examiner.vlm.config.tokens_per_image
     for name in names:
@@ -67,6 +67,8 @@ def cells(examiner: Examiner, names: list[str], questions: int, others: int) -> 
             sparsity = methods.create(name, share)
             if sparsity is None or (share == "1/18" and sparsity.pruning_layers(_depth(examiner))[0] >= 0):
                 continue
+            if keep_positions:
+                sparsity = dataclasses.replace(sparsity, positions="keep")
             try:
                 sparsity.plan(_depth(examiner), _bucket(total))
                 if sparsity.merging:
@@ -221,6 +223,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=4000, help="of the headline methods (default: %(default)s)")
     parser.add_argument("--others", type=int, default=1000, help="of the other methods (default: %(default)s)")
     parser.add_argument("--ablations", nargs="*", metavar="SHARE", help="of SparseVLM, at these budgets (1/3)")
+    parser.add_argument("--keep-positions", action="store_true", help="of the kept tokens, whatever the method does")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("accuracy"))
     args = parser.parse_args()
@@ -232,7 +235,7 @@ def main() -> None:
     todo = (
         ablations(examiner, args.others, args.ablations or ["1/3"])
         if args.ablations is not None
-        else cells(examiner, args.methods, args.questions, args.others)
+        else cells(examiner, args.methods, args.questions, args.others, args.keep_positions)
     )
     todo = todo[:3] if args.quick else todo
     results, answers, dense, text, record = [], {}, np.zeros(0), "", {}
