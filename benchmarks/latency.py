@@ -362,7 +362,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Prefill of every variant, a panel for each batch; the time that the rows' products alone allow as a mark."""
+    """Prefill of every variant, a panel for each batch; a mark where the roofline's speed-up over dense would be."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.8 + 0.36 * sum(len(r["rows"]) for r in results)), dpi=130, layout="constrained")
@@ -379,7 +379,10 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
                 own.plot(
                     [dense / result["rows"][name]["allowed_by_rows"]] * 2, [place - 0.4, place + 0.4], "k-", lw=1.2
                 )
-        own.set(xlabel="prefill, ms (line: what the matrix products' rates allow)", title=f"batch {result['batch']}")
+        own.set(
+            xlabel="prefill, ms (line: dense over the speed-up that the roofline allows)",
+            title=f"batch {result['batch']}",
+        )
     figure.savefig(path)
 
 
