@@ -375,9 +375,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         own.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
         dense = result["rows"]["dense"]["prefill_ms"]
         for place, name in enumerate(names):
-            if "allowed_by_rows" in result["rows"][name]:
+            if "allowed_by_roofline" in result["rows"][name]:
                 own.plot(
-                    [dense / result["rows"][name]["allowed_by_rows"]] * 2, [place - 0.4, place + 0.4], "k-", lw=1.2
+                    [dense / result["rows"][name]["allowed_by_roofline"]] * 2, [place - 0.4, place + 0.4], "k-", lw=1.2
                 )
         own.set(
             xlabel="prefill, ms (line: dense over the speed-up that the roofline allows)",
