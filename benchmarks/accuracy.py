@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--methods", nargs="*", default=sorted(set(methods.METHODS) - {"dense"}))
     parser.add_argument("--questions", type=int, default=4000, help="of the headline methods (default: %(default)s)")
-    parser.add_argument("--others", type=int, default=1000, help="of the other methods (default: %(default)s)")
+    parser.add_argument("--others", type=int, default=300, help="of the other methods (default: %(default)s)")
     parser.add_argument("--ablations", nargs="*", metavar="SHARE", help="of SparseVLM, at these budgets (1/3)")
     parser.add_argument("--keep-positions", action="store_true", help="of the kept tokens, whatever the method does")
     parser.add_argument("--quick", action="store_true")
