@@ -134,9 +134,9 @@ def layer_products(case: Case, rows: int, layers: int) -> Callable[[], Any]:
     def run(params: dict, x: jax.Array) -> jax.Array:
         for index in range(layers):
             attention, mlp = (params["language_model"]["layers"][str(index)][part] for part in ("self_attn", "mlp"))
-            q, k, v = (x @ attention[name]["kernel"] for name in ("q_proj", "k_proj", "v_proj"))
-            x = q @ attention["o_proj"]["kernel"] + jnp.sum(k, -1, keepdims=True) + jnp.sum(v, -1, keepdims=True)
-            x = (x @ mlp["gate_proj"]["kernel"] * (x @ mlp["up_proj"]["kernel"])) @ mlp["down_proj"]["kernel"]
+            q, k, v = (x @ attention[name]["kernel"].T for name in ("q_proj", "k_proj", "v_proj"))
+            x = q @ attention["o_proj"]["kernel"].T + jnp.sum(k, -1, keepdims=True) + jnp.sum(v, -1, keepdims=True)
+            x = (x @ mlp["gate_proj"]["kernel"].T * (x @ mlp["up_proj"]["kernel"].T)) @ mlp["down_proj"]["kernel"].T
         return x
 
     x = jax.random.normal(jax.random.key(0), (rows, case.config.text.hidden_size), case.dtype)

@@ -24,7 +24,7 @@ from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.trees import flatten
 
 from .files import has_weights
-from .names import Row, as_is, transpose
+from .names import Row, as_is
 from .safetensors import DTYPES
 from .tensors import StoredTensor, is_finite
 
@@ -34,16 +34,15 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def matmul_to_conv(kernel: np.ndarray) -> np.ndarray:
-    """Kernel (3*p*p, D) -> Conv (D, 3, p, p); the inverse of `names.conv_to_matmul`."""
-    patch = math.isqrt(kernel.shape[0] // 3)
-    return kernel.T.reshape(-1, 3, patch, patch)
+    """Kernel (D, 3*p*p) -> Conv (D, 3, p, p); the inverse of `names.conv_to_matmul`."""
+    patch = math.isqrt(kernel.shape[1] // 3)
+    return kernel.reshape(-1, 3, patch, patch)
 
 
 # The inverse of `names.LLAVA`, into layout A: first the leaf and its array, then the part.
 _LEAVES = (
     Row(r"(.*\.patch_embedding)\.kernel", r"\1.weight", matmul_to_conv),
-    Row(r"(.*)\.kernel", r"\1.weight", transpose),
-    Row(r"(.*)\.(?:scale|embedding)", r"\1.weight"),
+    Row(r"(.*)\.(?:kernel|scale|embedding)", r"\1.weight"),
     Row(r"(.*\.(?:bias|class_embedding))", r"\1"),
 )
 _PARTS = (

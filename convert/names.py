@@ -27,14 +27,9 @@ def as_is(stored: np.ndarray) -> np.ndarray:
     return stored
 
 
-def transpose(stored: np.ndarray) -> np.ndarray:
-    """Linear (out, in) -> kernel (in, out)."""
-    return stored.T
-
-
 def conv_to_matmul(stored: np.ndarray) -> np.ndarray:
-    """Conv (D, 3, p, p) over non-overlapping patches -> kernel (3*p*p, D) on patches flattened in (C, pH, pW) order."""
-    return stored.reshape(stored.shape[0], -1).T
+    """Conv (D, 3, p, p) over non-overlapping patches -> kernel (D, 3*p*p) on patches flattened in (C, pH, pW) order."""
+    return stored.reshape(stored.shape[0], -1)
 
 
 class Row(NamedTuple):
@@ -70,7 +65,7 @@ def _tower_rows(prefix: str) -> tuple[Row, ...]:
         Row(prefix + r"(pre_layrnorm|post_layernorm)\.weight", r"vision_tower.\1.scale"),
         Row(prefix + r"(pre_layrnorm|post_layernorm)\.bias", r"vision_tower.\1.bias"),
         Row(prefix + _BLOCK + r"(layer_norm[12])\.weight", r"vision_tower.encoder.layers.\1.\2.scale"),
-        Row(prefix + _BLOCK + rf"({linears})\.weight", r"vision_tower.encoder.layers.\1.\2.kernel", transpose),
+        Row(prefix + _BLOCK + rf"({linears})\.weight", r"vision_tower.encoder.layers.\1.\2.kernel"),
         Row(prefix + _BLOCK + rf"(layer_norm[12]|{linears})\.bias", r"vision_tower.encoder.layers.\1.\2.bias"),
     )
 
@@ -80,16 +75,15 @@ LLAVA = (
     Row(
         _TEXT + _LAYER + r"(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight",
         r"language_model.layers.\1.\2.kernel",
-        transpose,
     ),
     Row(_TEXT + _LAYER + r"((?:input|post_attention)_layernorm)\.weight", r"language_model.layers.\1.\2.scale"),
     Row(_TEXT + r"norm\.weight", "language_model.norm.scale"),
-    Row(r"(?:language_model\.)?lm_head\.weight", "lm_head.kernel", transpose),
-    Row(_PROJECTOR + r"(linear_[12])\.weight", r"multi_modal_projector.\1.kernel", transpose),
+    Row(r"(?:language_model\.)?lm_head\.weight", "lm_head.kernel"),
+    Row(_PROJECTOR + r"(linear_[12])\.weight", r"multi_modal_projector.\1.kernel"),
     Row(_PROJECTOR + r"(linear_[12])\.bias", r"multi_modal_projector.\1.bias"),
-    Row(r"model\.mm_projector\.0\.weight", "multi_modal_projector.linear_1.kernel", transpose),
+    Row(r"model\.mm_projector\.0\.weight", "multi_modal_projector.linear_1.kernel"),
     Row(r"model\.mm_projector\.0\.bias", "multi_modal_projector.linear_1.bias"),
-    Row(r"model\.mm_projector\.2\.weight", "multi_modal_projector.linear_2.kernel", transpose),
+    Row(r"model\.mm_projector\.2\.weight", "multi_modal_projector.linear_2.kernel"),
     Row(r"model\.mm_projector\.2\.bias", "multi_modal_projector.linear_2.bias"),
     *_tower_rows(_TOWER),
 )

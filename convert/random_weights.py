@@ -69,7 +69,7 @@ def _draw(name: str, shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.n
     if kind in ("scale", "bias"):
         return np.full(shape, float(kind == "scale"), dtype)
     random = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    spread = shape[0] ** -0.5 if kind == "kernel" else 0.02
+    spread = shape[1] ** -0.5 if kind == "kernel" else 0.02
     return (random.standard_normal(shape, np.float32) * np.float32(spread)).astype(dtype)
 
 

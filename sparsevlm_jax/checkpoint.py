@@ -25,7 +25,7 @@ from .processing import PROCESSOR_FILES, VICUNA_V1
 from .processing.files import read_pixel_config
 from .trees import flatten, nest
 
-FORMAT, VERSION = "sparsevlm-jax", 1
+FORMAT, VERSION = "sparsevlm-jax", 2
 MARKER = "sparsevlm.json"
 PARAMS = "params"
 DTYPES = ("float16", "bfloat16", "float32")

@@ -159,8 +159,8 @@ class TestDamage:
         assert max((folder / PARAMS).rglob("*"), key=lambda path: path.stat().st_size) in refused
 
     def test_a_newer_version_is_refused(self, folder):
-        self.change(folder / MARKER, version=2)
-        self.assert_refused(folder, "the version is 2, this library reads 1")
+        self.change(folder / MARKER, version=3)
+        self.assert_refused(folder, "the version is 3, this library reads 2")
 
     def test_another_format_is_refused(self, folder):
         self.change(folder / MARKER, format="other")
@@ -170,7 +170,7 @@ class TestDamage:
         table = json.loads((folder / "config.json").read_text())
         table["text_config"]["intermediate_size"] = 32
         (folder / "config.json").write_text(json.dumps(table))
-        self.assert_refused(folder, r"mlp\.up_proj\.kernel has shape \(16, 16\), expected \(16, 32\)")
+        self.assert_refused(folder, r"mlp\.up_proj\.kernel has shape \(16, 16\), expected \(32, 16\)")
 
     def test_parameters_that_are_gone_are_one_error(self, folder):
         (folder / PARAMS).rename(folder / "elsewhere")

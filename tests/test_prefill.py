@@ -202,6 +202,6 @@ def test_2880_visual_tokens_need_no_quadratic_buffer():
     assert not quadratic(shapes_of_prefill(2880), 2880)
 
 
-def test_that_check_sees_the_buffer_that_unchunked_attention_builds(monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_CHUNK", 10**6)
+def test_that_check_sees_the_buffer_that_attention_in_one_block_builds(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 10**6)
     assert quadratic(shapes_of_prefill(2880), 2880)

@@ -96,7 +96,7 @@ def new_params(seed: int, layers: int, vision_tower: dict, feature_scale: float)
             params |= init(module, part, seed + 1)
     table = params["language_model"]["embed_tokens"]
     table["embedding"] = jax.random.normal(jax.random.key(seed), table["embedding"].shape)
-    params["lm_head"]["kernel"] = table["embedding"].T / table["embedding"].shape[1] ** 0.5
+    params["lm_head"]["kernel"] = table["embedding"] / table["embedding"].shape[1] ** 0.5
     for layer in params["language_model"]["layers"].values():
         layer["self_attn"] = _matching(layer["self_attn"])
     linear = params["multi_modal_projector"]["linear_1"]

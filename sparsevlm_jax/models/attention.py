@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int
 
 Implementation = Literal["xla", "cudnn"]
 
-# XLA materialises [B, N, T, S]. Above this many queries it is done in chunks of this many rows instead, so the buffer
-# grows with S, not with S squared: 2,880 visual tokens and 32 heads in float32 would take 1 GB a layer.
-QUERY_CHUNK = 1024
+# XLA materialises scores. Those of this many queries (in long prompts four times as many) stay in a core's cache; a
+# causal block ends at the key of its last query; and no buffer grows with the square of the tokens.
+QUERY_BLOCK = 128
 
 
 def choose_implementation(dtype: jnp.dtype, *, head_dim: int, platform: str | None = None) -> Implementation:
@@ -50,10 +50,10 @@ def causal_attention(
         ValueError: `key_bias` with "cudnn".
     """
     bias = _per_key(key_bias, implementation)
-    if implementation == "xla" and q.shape[1] > QUERY_CHUNK:
-        return _chunked_causal_attention(q, k, v, length, bias)
+    if implementation == "xla":  # padding comes after all valid tokens: causality hides it
+        return _blockwise_attention(q, k, v, bias, is_causal=True)
     return jax.nn.dot_product_attention(
-        q, k, v, bias=bias, is_causal=True, key_value_seq_lengths=length, implementation=implementation
+        q, k, v, is_causal=True, key_value_seq_lengths=length, implementation=implementation
     )
 
 
@@ -62,7 +62,9 @@ def full_attention(
 ) -> Float[Array, "B T N H"]:
     """Every query sees every key: the vision tower. `key_bias` as in `causal_attention`."""
     bias = _per_key(key_bias, implementation)
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
+    if implementation == "xla":
+        return _blockwise_attention(q, k, v, bias, is_causal=False)
+    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
 
 
 def decode_attention(
@@ -87,18 +89,28 @@ def _per_key(key_bias: Array | None, implementation: Implementation) -> Float[Ar
     return key_bias[:, None, None]
 
 
-def _chunked_causal_attention(q, k, v, length, bias):
-    """`causal_attention` over QUERY_CHUNK rows at a time: the largest buffer is [B, N, QUERY_CHUNK, T]."""
-    tokens = q.shape[1]
-    padded = -tokens % QUERY_CHUNK
-    chunks = jnp.pad(q, ((0, 0), (0, padded), (0, 0), (0, 0))).reshape(q.shape[0], -1, QUERY_CHUNK, *q.shape[2:])
-    slot = jnp.arange(tokens)
-
-    def attend(chunk, first_row):
-        row = first_row + jnp.arange(QUERY_CHUNK)
-        mask = (slot <= row[:, None]) & (slot < length[:, None, None])
-        return jax.nn.dot_product_attention(chunk, k, v, bias=bias, mask=mask[:, None], implementation="xla")
-
-    first_rows = jnp.arange(chunks.shape[1]) * QUERY_CHUNK
-    out = jax.lax.map(lambda xs: attend(*xs), (jnp.moveaxis(chunks, 1, 0), first_rows))
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], tokens + padded, *q.shape[2:])[:, :tokens]
+def _blockwise_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    bias: Float[Array, "B 1 1 T"] | None,
+    *,
+    is_causal: bool,
+) -> Float[Array, "B T N H"]:
+    """XLA attention, QUERY_BLOCK queries at a time. Unrolled: each causal block has its own number of keys."""
+    tokens, blocks = q.shape[1], []
+    size = QUERY_BLOCK if tokens <= 8 * QUERY_BLOCK else 4 * QUERY_BLOCK
+    for first in range(0, tokens, size):
+        end = min(first + size, tokens)
+        keys = end if is_causal else tokens
+        blocks.append(
+            jax.nn.dot_product_attention(
+                q[:, first:end],
+                k[:, :keys],
+                v[:, :keys],
+                bias=None if bias is None else bias[..., :keys],
+                mask=jnp.tri(end - first, keys, first, dtype=bool)[None, None] if is_causal else None,
+                implementation="xla",
+            )
+        )
+    return jnp.concatenate(blocks, axis=1)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ..sparsify.tower import MergedTokens, TowerMerging
 from .attention import Implementation, full_attention
 from .hf_config import ConfigReader
+from .linear import linear
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -84,7 +85,7 @@ class ClipEmbeddings(nnx.Module):
         self.patch_size = config.patch_size
         init = nnx.initializers.normal(0.02)
         self.class_embedding = nnx.Param(init(rngs.params(), (config.hidden_size,)))
-        self.patch_embedding = nnx.Linear(3 * config.patch_size**2, config.hidden_size, use_bias=False, rngs=rngs)
+        self.patch_embedding = linear(3 * config.patch_size**2, config.hidden_size, use_bias=False, rngs=rngs)
         self.position_embedding = nnx.Embed(config.num_patches + 1, config.hidden_size, embedding_init=init, rngs=rngs)
 
     def __call__(self, pixel_values: Float[Array, "I 3 height width"]) -> Float[Array, "I T D"]:
@@ -103,10 +104,10 @@ def patchify(pixel_values: Float[Array, "I C height width"], size: int) -> Float
 class ClipAttention(nnx.Module):
     def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
         self.num_heads, dim = config.num_attention_heads, config.hidden_size
-        self.q_proj = nnx.Linear(dim, dim, rngs=rngs)
-        self.k_proj = nnx.Linear(dim, dim, rngs=rngs)
-        self.v_proj = nnx.Linear(dim, dim, rngs=rngs)
-        self.out_proj = nnx.Linear(dim, dim, rngs=rngs)
+        self.q_proj = linear(dim, dim, rngs=rngs)
+        self.k_proj = linear(dim, dim, rngs=rngs)
+        self.v_proj = linear(dim, dim, rngs=rngs)
+        self.out_proj = linear(dim, dim, rngs=rngs)
 
     def __call__(self, x: Float[Array, "I T D"], attend: Attend) -> tuple[Float[Array, "I T D"], Any]:
         q, k, v = (
@@ -118,8 +119,8 @@ class ClipAttention(nnx.Module):
 
 class ClipMLP(nnx.Module):
     def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
-        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
+        self.fc1 = linear(config.hidden_size, config.intermediate_size, rngs=rngs)
+        self.fc2 = linear(config.intermediate_size, config.hidden_size, rngs=rngs)
 
     def __call__(self, x: Float[Array, "I T D"]) -> Float[Array, "I T D"]:
         return self.fc2(quick_gelu(self.fc1(x)))

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from .hf_config import ConfigReader
+from .linear import linear
 from .rope import Rotary, rotary, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -106,10 +107,10 @@ class LlamaAttention(nnx.Module):
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         dim, self.head_dim = config.hidden_size, config.head_dim
         query_dim, key_dim = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nnx.Linear(dim, query_dim, use_bias=False, rngs=rngs)
-        self.k_proj = nnx.Linear(dim, key_dim, use_bias=False, rngs=rngs)
-        self.v_proj = nnx.Linear(dim, key_dim, use_bias=False, rngs=rngs)
-        self.o_proj = nnx.Linear(query_dim, dim, use_bias=False, rngs=rngs)
+        self.q_proj = linear(dim, query_dim, use_bias=False, rngs=rngs)
+        self.k_proj = linear(dim, key_dim, use_bias=False, rngs=rngs)
+        self.v_proj = linear(dim, key_dim, use_bias=False, rngs=rngs)
+        self.o_proj = linear(query_dim, dim, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], table: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
         q, k, v = (proj(x).reshape(*x.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -120,9 +121,9 @@ class LlamaAttention(nnx.Module):
 class LlamaMLP(nnx.Module):
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         dim, ffn = config.hidden_size, config.intermediate_size
-        self.gate_proj = nnx.Linear(dim, ffn, use_bias=False, rngs=rngs)
-        self.up_proj = nnx.Linear(dim, ffn, use_bias=False, rngs=rngs)
-        self.down_proj = nnx.Linear(ffn, dim, use_bias=False, rngs=rngs)
+        self.gate_proj = linear(dim, ffn, use_bias=False, rngs=rngs)
+        self.up_proj = linear(dim, ffn, use_bias=False, rngs=rngs)
+        self.down_proj = linear(ffn, dim, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -159,7 +160,7 @@ class CausalLM(nnx.Module):
         self.config = config
         self.language_model = LlamaModel(config, rngs=rngs)
         if not config.tie_word_embeddings:
-            self.lm_head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
+            self.lm_head = linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
     def rotary(self, position_ids: Int[Array, "B T"]) -> Rotary:
         return rotary(position_ids, head_dim=self.config.head_dim, theta=self.config.rope_theta)
@@ -167,11 +168,9 @@ class CausalLM(nnx.Module):
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... W"]:
         """Final norm and head, in float32: greedy ties in bfloat16 are common."""
         hidden = self.language_model.norm(hidden)
-        if self.config.tie_word_embeddings:
-            weight = self.language_model.embed_tokens.embedding[...].T
-        else:
-            weight = self.lm_head.kernel[...]
-        return jnp.matmul(hidden, weight, preferred_element_type=jnp.float32)
+        tied = self.config.tie_word_embeddings
+        weight = self.language_model.embed_tokens.embedding if tied else self.lm_head.kernel
+        return jnp.einsum("...D,WD->...W", hidden, weight[...], preferred_element_type=jnp.float32)
 
 
 def rms_norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:

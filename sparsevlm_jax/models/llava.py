@@ -20,6 +20,7 @@ from ..sparsify.tower import ImageContext, TowerMerging
 from .attention import Implementation
 from .clip import ClipVisionConfig, ClipVisionModel
 from .hf_config import ConfigReader, UnsupportedConfig
+from .linear import linear
 from .llama import CausalLM, LlamaConfig
 from .params import bind
 
@@ -139,8 +140,8 @@ class Projector(nnx.Module):
     """Linear, exact GELU, linear: from the tower's width to the language model's."""
 
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(config.vision.hidden_size, config.text.hidden_size, rngs=rngs)
-        self.linear_2 = nnx.Linear(config.text.hidden_size, config.text.hidden_size, rngs=rngs)
+        self.linear_1 = linear(config.vision.hidden_size, config.text.hidden_size, rngs=rngs)
+        self.linear_2 = linear(config.text.hidden_size, config.text.hidden_size, rngs=rngs)
 
     def __call__(self, features: Float[Array, "... Dv"]) -> Float[Array, "... D"]:
         return self.linear_2(jax.nn.gelu(self.linear_1(features), approximate=False))

@@ -40,7 +40,7 @@ def expected(model) -> dict[str, np.ndarray]:
                 else "kernel"
             )
         if leaf == "kernel":
-            array = array.reshape(array.shape[0], -1).T
+            array = array.reshape(array.shape[0], -1)
         params[f"{path}.{leaf}"] = array
     return params
 

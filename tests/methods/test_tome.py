@@ -43,7 +43,7 @@ def test_the_most_similar_pairs_of_the_two_halves_merge(tokens, count):
 def tower_by_hand(tree, pixels, counts):
     """CLIP with proportional attention and merging, one picture, in float64: what is left, its sizes and places."""
     tree = tree["vision_tower"]
-    linear = lambda p, x: x @ np.float64(p["kernel"]) + np.float64(p["bias"])  # noqa: E731
+    linear = lambda p, x: x @ np.float64(p["kernel"]).T + np.float64(p["bias"])  # noqa: E731
 
     def norm(p, x):
         centred = x - x.mean(axis=-1, keepdims=True)
@@ -53,7 +53,8 @@ def tower_by_hand(tree, pixels, counts):
     p, heads, embeddings = CONFIG.vision.patch_size, CONFIG.vision.num_attention_heads, tree["embeddings"]
     cells = [(r, c) for r in range(0, pixels.shape[1], p) for c in range(0, pixels.shape[2], p)]
     patches = np.array([pixels[:, r : r + p, c : c + p].reshape(-1) for r, c in cells])
-    x = np.concatenate([[embeddings["class_embedding"]], patches @ np.float64(embeddings["patch_embedding"]["kernel"])])
+    kernel = np.float64(embeddings["patch_embedding"]["kernel"])
+    x = np.concatenate([[embeddings["class_embedding"]], patches @ kernel.T])
     x = norm(tree["pre_layrnorm"], x + np.float64(embeddings["position_embedding"]["embedding"]))
     size, origin = np.ones(len(x)), np.arange(len(x))
     for index, count in enumerate(counts):

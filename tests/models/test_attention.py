@@ -1,4 +1,4 @@
-"""Attention in chunks of queries, with shared key heads, of ragged rows: always the plain formula."""
+"""Attention in blocks of queries, with shared key heads, of ragged rows: always the plain formula."""
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,28 @@ def plain(q, k, v, length: int) -> np.ndarray:
     return np.einsum("NTS,SNH->TNH", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("chunk", [4, 8, 21, 1024])
+@pytest.mark.parametrize("block", [2, 4, 21, 128])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_causal_attention_is_the_plain_formula_on_valid_rows_and_finite_elsewhere(monkeypatch, kv_heads, chunk):
-    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+def test_causal_attention_is_the_plain_formula_on_valid_rows_and_finite_elsewhere(monkeypatch, kv_heads, block):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
     q, k, v = qkv(kv_heads)
     out = np.asarray(attention.causal_attention(q, k, v, jnp.array(LENGTHS), implementation="xla"))
     assert np.isfinite(out).all()
     for row, length in enumerate(LENGTHS):
         expected = plain(*(np.asarray(array[row]) for array in (q, k, v)), length=length)
         np.testing.assert_allclose(out[row, :length], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [2, 4, 21, 128])
+def test_full_attention_is_the_same_in_blocks_with_a_bias_for_every_key(monkeypatch, block):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    q, k, v = qkv(kv_heads=4)
+    bias = jnp.log(jnp.arange(1.0, 1 + 3 * TOKENS)).reshape(3, TOKENS)
+    out = attention.full_attention(q, k, v, implementation="xla", key_bias=bias)
+    logits = np.einsum("BTNH,BSNH->BNTS", *np.float64((q, k))) / np.sqrt(q.shape[-1]) + np.asarray(bias)[:, None, None]
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    expected = np.einsum("BNTS,BSNH->BTNH", weights / weights.sum(axis=-1, keepdims=True), np.float64(v))
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
