@@ -97,20 +97,30 @@ def _blockwise_attention(
     *,
     is_causal: bool,
 ) -> Float[Array, "B T N H"]:
-    """XLA attention, QUERY_BLOCK queries at a time. Unrolled: each causal block has its own number of keys."""
-    tokens, blocks = q.shape[1], []
+    """QUERY_BLOCK queries at a time; softmax in float32, divided by its sum behind the second product.
+
+    Unrolled, since each causal block has its own number of keys. On CPU a quarter faster than `dot_product_attention`
+    over the same blocks: queries that share a key head are one product, and heads are moved in front once.
+    """
+    batch, tokens, heads, dim = q.shape
     size = QUERY_BLOCK if tokens <= 8 * QUERY_BLOCK else 4 * QUERY_BLOCK
+    k, v = (jnp.moveaxis(array, 2, 1) for array in (k, v))  # [B, K, T, H]
+    grouped = jnp.moveaxis(q, 1, 2).reshape(batch, k.shape[1], heads // k.shape[1], tokens, dim)
+    blocks = []
     for first in range(0, tokens, size):
         end = min(first + size, tokens)
         keys = end if is_causal else tokens
-        blocks.append(
-            jax.nn.dot_product_attention(
-                q[:, first:end],
-                k[:, :keys],
-                v[:, :keys],
-                bias=None if bias is None else bias[..., :keys],
-                mask=jnp.tri(end - first, keys, first, dtype=bool)[None, None] if is_causal else None,
-                implementation="xla",
-            )
+        block = (grouped[:, :, :, first:end], k[:, :, :keys])
+        logits = jnp.einsum("BKGTH,BKSH->BKGTS", *block, preferred_element_type=jnp.float32) * dim**-0.5
+        if bias is not None:
+            logits += bias[:, None, :, :, :keys]
+        if is_causal:
+            logits = jnp.where(jnp.tri(end - first, keys, first, dtype=bool), logits, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        sums = jnp.einsum(
+            "BKGTS,BKSH->BKGTH", weights.astype(v.dtype), v[:, :, :keys], preferred_element_type=jnp.float32
         )
-    return jnp.concatenate(blocks, axis=1)
+        blocks.append((sums / total).astype(v.dtype))
+    out = jnp.concatenate(blocks, axis=3).reshape(batch, heads, tokens, dim)
+    return jnp.moveaxis(out, 1, 2)
