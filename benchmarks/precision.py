@@ -15,6 +15,7 @@ import numpy as np
 from held_out import Exam
 
 import sparsevlm_jax as sv
+from sparsevlm_jax import methods
 from sparsevlm_jax.demo import evaluate
 from sparsevlm_jax.sparsify import SparsityConfig
 
@@ -47,7 +48,7 @@ def main() -> None:
     print(f"dense: {results['dense']['same_answers']:.1%} of the answers are the same")
     for method in options.methods:
         for budget in options.budgets:
-            sparsity = sv.methods.create(method, budget)
+            sparsity = methods.create(method, budget)
             both = [[kept_patches(vlm, *one, sparsity) for vlm in (full, half)] for one in asked]
             shares = [
                 sum(len(one[stage] & other[stage]) for one, other in both) / sum(len(one[stage]) for one, _ in both)

@@ -51,7 +51,7 @@ def decode_step(
     rotates by its own next position.
     """
     lm = llava.language_model(params, config)
-    cache, hidden = state.cache, lm.language_model.embed_tokens(token[:, None])
+    cache, hidden = state.cache, lm.language_model.embed(token[:, None])
     tables = lm.rotary(state.next_position[..., None].reshape(-1, 1))
     keys, values = [], []
     for index, layer in enumerate(lm.language_model.layers):

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsevlm_jax import methods
 from sparsevlm_jax.decode import decode_step, generate
 from sparsevlm_jax.models import LlavaConfig, abstract_params, attention
+from sparsevlm_jax.models.llava import encode
 from sparsevlm_jax.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, SparsityConfig, Tokens
-from tests.jaxprs import shapes_within
+from tests.jaxprs import products_within, shapes_within
 from tests.random_model import CONFIG, STEP, Row, batch, random_params
 
 NEW_TOKENS = 5
@@ -183,6 +185,26 @@ def test_full_size_models_trace_prefill_and_decode(size, tokens):
     logits, state = jax.eval_shape(functools.partial(decode_step, **common), params, out.state, token)
     assert logits.shape == (1, 32064)
     assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(lambda leaf: leaf.shape, out.state)
+
+
+@pytest.mark.parametrize("name", sorted(methods.METHODS))
+def test_half_precision_weights_make_half_precision_products(name):
+    config, bucket, dtype = llava_15("7B", num_hidden_layers=12), Bucket(64, 576, 576), jnp.bfloat16
+    sparsity, params = methods.create(name, "1/3"), abstract_params(config, dtype)
+    images = dict(context=bool(sparsity and sparsity.needs_images), merging=sparsity.merging if sparsity else None)
+    common = dict(config=config, implementation="xla")
+    pixels, image = jax.ShapeDtypeStruct((1, 3, 336, 336), dtype), functools.partial(encode, **common, **images)
+    inputs = abstract_inputs(bucket, config, dtype)._replace(
+        image_context=jax.eval_shape(image, params, pixels).context
+    )
+    run = functools.partial(prefill, sparsity=sparsity, bucket=bucket, new_tokens=1, **common)
+    state = jax.eval_shape(run, params, inputs).state
+    step, token = functools.partial(decode_step, **common), jax.ShapeDtypeStruct((1,), jnp.int32)
+    of_weights = {leaf.shape for leaf in jax.tree.leaves(params) if len(leaf.shape) == 2}
+    for function, args in ((image, (params, pixels)), (run, (params, inputs)), (step, (params, state, token))):
+        products = [pair for pair in products_within(function, *args) if of_weights & {one.shape for one in pair}]
+        assert products and {one.dtype for pair in products for one in pair} == {jnp.dtype(dtype)}, function
+    assert {array.dtype for array in (*state.cache.k, *state.cache.v)} == {jnp.dtype(dtype)}
 
 
 def shapes_of_prefill(visual: int) -> list[tuple[int, ...]]:

@@ -152,6 +152,11 @@ class LlamaModel(nnx.Module):
         self.layers = nnx.List([LlamaLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)])
         self.norm = rms_norm(config, rngs)
 
+    def embed(self, ids: Int[Array, "*n"]) -> Float[Array, "*n D"]:
+        """Embeddings in the table's dtype. Calling `nnx.Embed` gives the dtype it was built with, float32, and all that
+        follows would be computed in it."""
+        return jnp.take(self.embed_tokens.embedding[...], ids, axis=0)
+
 
 class CausalLM(nnx.Module):
     """The decoder with its head; with tied embeddings the head is the embedding table."""

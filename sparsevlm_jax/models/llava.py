@@ -255,7 +255,7 @@ def embed(
 
     The caller has checked that there are as many image tokens as features; spare images at the end are not read.
     """
-    hidden = lm.language_model.embed_tokens(jnp.where(is_visual, 0, input_ids))
+    hidden = lm.language_model.embed(jnp.where(is_visual, 0, input_ids))
     if image_features.size == 0:
         return hidden
     order = jnp.cumsum(is_visual.reshape(-1)).reshape(is_visual.shape) - 1

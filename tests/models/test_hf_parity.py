@@ -180,16 +180,20 @@ def test_sixteen_greedy_tokens_of_one_prompt(pair):
 
 @torch.no_grad()
 def test_in_bfloat16_logits_are_as_near_to_float32_as_torchs_own(pair):
-    inputs = pair.process(1)
-    exact = pair.theirs(**torch_inputs(inputs)).logits[:, -1].numpy()
-    pair.theirs.to(torch.bfloat16)
-    try:
-        theirs = pair.theirs(**torch_inputs(inputs, torch.bfloat16)).logits[:, -1].float().numpy()
-    finally:
-        pair.theirs.to(torch.float32)
+    """As many roundings in another order: which of the two is nearer is chance, by how much is not."""
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), pair.params)
-    prompt, bucket = inputs_of(pair, inputs, params)
-    static: dict[str, Any] = dict(config=pair.config, sparsity=None, bucket=bucket, implementation="xla")
-    ours = np.asarray(jax.jit(partial(prefill, **static))(params, prompt).logits)
-    ours_error, their_error = (np.sqrt(np.mean((logits - exact) ** 2)) for logits in (ours, theirs))
-    assert ours_error <= their_error
+    errors = []
+    for row in range(len(PROMPTS)):
+        inputs = pair.process(row)
+        exact = pair.theirs(**torch_inputs(inputs)).logits[:, -1].numpy()
+        pair.theirs.to(torch.bfloat16)
+        try:
+            theirs = pair.theirs(**torch_inputs(inputs, torch.bfloat16)).logits[:, -1].float().numpy()
+        finally:
+            pair.theirs.to(torch.float32)
+        prompt, bucket = inputs_of(pair, inputs, params)
+        static: dict[str, Any] = dict(config=pair.config, sparsity=None, bucket=bucket, implementation="xla")
+        ours = np.asarray(jax.jit(partial(prefill, **static))(params, prompt).logits)
+        errors.append([np.mean((logits - exact) ** 2) for logits in (ours, theirs)])
+    ours_error, their_error = np.sqrt(np.mean(errors, axis=0))
+    assert ours_error <= 1.1 * their_error
