@@ -227,3 +227,22 @@ def test_2880_visual_tokens_need_no_quadratic_buffer():
 def test_that_check_sees_the_buffer_that_attention_in_one_block_builds(monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 10**6)
     assert quadratic(shapes_of_prefill(2880), 2880)
+
+
+@pytest.mark.parametrize("tokens", [None, "1/3"])
+def test_programs_for_a_gpu_lower_on_a_machine_without_one(monkeypatch, tokens):
+    """As far as a GPU's program can be checked here: cuDNN's attention takes its operands' types and shapes."""
+    kernels = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{kernels}.check_cudnn_version", lambda: 91002)
+    monkeypatch.setattr(f"{kernels}.check_compute_capability", lambda *_: True)
+    config, bucket, dtype = llava_15("7B", num_hidden_layers=12), Bucket(64, 576, 576), jnp.bfloat16
+    sparsity = SparsityConfig.sparsevlm(tokens) if tokens else None
+    params, static = abstract_params(config, dtype), dict(config=config, implementation="cudnn")
+    run = functools.partial(prefill, sparsity=sparsity, bucket=bucket, new_tokens=8, **static)
+    inputs = abstract_inputs(bucket, config, dtype)
+    out = jax.eval_shape(run, params, inputs)
+    answer = functools.partial(generate, buffer=8, **static)
+    limit = jax.ShapeDtypeStruct((), jnp.int32)
+    for function, args in ((run, (params, inputs)), (answer, (params, out.logits, out.state, limit))):
+        lowered = jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+        assert lowered.count("custom_call @__cudnn") == config.text.num_hidden_layers
