@@ -99,11 +99,17 @@ def paper_macs(tokens: Sequence[int], config: LlamaConfig) -> int:
 
 
 def decoder_flops(tokens: Sequence[int], config: LlamaConfig) -> int:
-    """Exact matmul FLOPs of prefill: projections with their true widths, full n x n attention, one row of the head."""
+    """Exact matmul FLOPs of prefill; of one token only, the last layer's feed-forward and the head."""
+    layers = sum(layer_flops(n, config) for n in tokens[:-1]) + layer_flops(tokens[-1], config, feed_forward=1)
+    return layers + 2 * config.hidden_size * config.vocab_size
+
+
+def layer_flops(n: int, config: LlamaConfig, *, feed_forward: int | None = None) -> int:
+    """Exact matmul FLOPs of one layer: projections with their true widths, full n x n attention, and a feed-forward of
+    so many tokens (None: all)."""
     d, m, query = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
-    layers = sum(n * d * (2 * query + 2 * key) + 2 * n * n * query + 3 * n * d * m for n in tokens)
-    return 2 * (layers + d * config.vocab_size)
+    return 2 * (n * d * (2 * query + 2 * key) + 2 * n * n * query + 3 * (feed_forward or n) * d * m)
 
 
 def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | None = None) -> int:

@@ -128,7 +128,7 @@ def _run_next(
 
 def _segment(lm, entered, visual_total, layers, plan, sparsity, implementation, new_tokens) -> Segment:
     """Runs `layers` on what `entered` and then decides by `plan`, or, behind the last, makes the logits."""
-    stream, outputs = run_layers(lm, entered, layers, implementation=implementation)
+    stream, outputs = run_layers(lm, entered, layers, implementation=implementation, last_only=plan is None)
     state = segment_state(entered, outputs, new_tokens)
     if plan is None:
         return Segment(stream, visual_total, state, None, None, last_logits(lm, stream))

@@ -121,7 +121,7 @@ def prefill(
     states, stages, counts, wanted = [], [], [], []
     for layers, plan in segments(config.text.num_hidden_layers, sparsity, bucket):
         entered = stream
-        stream, outputs = run_layers(lm, entered, layers, implementation=implementation)
+        stream, outputs = run_layers(lm, entered, layers, implementation=implementation, last_only=plan is None)
         states.append(segment_state(entered, outputs, new_tokens))
         if plan is None or sparsity is None:
             continue
@@ -192,9 +192,10 @@ def context_of_rows(context: ImageContext | None, is_visual: Bool[Array, "B L"],
 
 
 def run_layers(
-    lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation
+    lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation, last_only: bool = False
 ) -> tuple[TokenStream, LayerOutputs]:
-    """Runs `layers` on the stream, causally."""
+    """Runs `layers` on the stream, causally. With `last_only` the stream that comes back is each row's last token alone,
+    and the last layer's feed-forward, two thirds to four fifths of a layer, runs on nothing else."""
     hidden, table = stream.hidden, lm.rotary(stream.position_ids)
     bias = None if stream.size is None else jnp.log(stream.size)
 
@@ -203,23 +204,38 @@ def run_layers(
 
     keys, values, q = [], [], None
     for index in layers:
-        hidden, (q, k, v) = lm.language_model.layers[index](hidden, table, attend)
+        layer = lm.language_model.layers[index]
+        hidden, (q, k, v) = layer.attend(hidden, table, attend)
+        if last_only and index == layers[-1]:
+            stream = last_token(stream._replace(hidden=hidden))
+            hidden = stream.hidden
+        hidden = layer.feed_forward(hidden)
         keys.append(k)
         values.append(v)
     attention = Attention(q, keys[-1], lm.config.rope_theta, bias) if q is not None else None
     return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
 
 
+def last_token(stream: TokenStream) -> TokenStream:
+    """Each row's last valid token as a stream of its own, of one slot."""
+
+    def last(field: Array) -> Array:
+        slot = (stream.length - 1).reshape(-1, *(1,) * (field.ndim - 1))
+        return jnp.take_along_axis(field, slot, axis=1)
+
+    only = stream._replace(length=None)
+    return jax.tree.map(last, only)._replace(length=jnp.ones_like(stream.length))
+
+
 def last_logits(lm: CausalLM, stream: TokenStream) -> Float[Array, "B W"]:
     """Logits of each row's last valid token only; the others are never needed."""
-    last = jnp.take_along_axis(stream.hidden, (stream.length - 1)[:, None, None], axis=1)
-    return lm.logits(last)[:, 0]
+    return lm.logits(last_token(stream).hidden)[:, 0]
 
 
 def segment_state(entered: TokenStream, outputs: LayerOutputs, new_tokens: int) -> DecodeState:
     """The state of a segment's layers alone, with room for `new_tokens`: what entered them is what they keep."""
     layers = len(outputs.k)
-    last = jnp.take_along_axis(entered.position_ids, (entered.length - 1)[:, None], axis=1)[:, 0]
+    last = last_token(entered).position_ids[:, 0]
     bias = None if entered.size is None else with_room(jnp.log(entered.size), new_tokens)
     cache = KVCache(
         tuple(with_room(k, new_tokens) for k in outputs.k),

@@ -130,7 +130,8 @@ class LlamaMLP(nnx.Module):
 
 
 class LlamaLayer(nnx.Module):
-    """Pre-norm attention and SwiGLU, each with its residual."""
+    """Pre-norm attention and SwiGLU, each with its residual: two halves, since what follows the second may want fewer
+    tokens than the first."""
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         self.input_layernorm = rms_norm(config, rngs)
@@ -139,9 +140,17 @@ class LlamaLayer(nnx.Module):
         self.mlp = LlamaMLP(config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], table: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
+        x, extra = self.attend(x, table, attend)
+        return self.feed_forward(x), extra
+
+    def attend(self, x: Float[Array, "B T D"], table: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
+        """The first half; `attend` gives the attention's output and whatever the caller wants back."""
         attended, extra = self.self_attn(self.input_layernorm(x), table, attend)
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), extra
+        return x + attended, extra
+
+    def feed_forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The second half."""
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class LlamaModel(nnx.Module):
