@@ -38,7 +38,7 @@ def prune(stream: sparsify.TokenStream, q: jax.Array, k: jax.Array) -> sparsify.
     tokens = jnp.take_along_axis(stream.hidden, visual[..., None], axis=1)
     count = is_visual.sum(axis=1)
     rest = sparsify.recycle(tokens, best, count, RULE, candidate_capacity=CANDIDATES, merged_capacity=MERGED)
-    stays = ~stream.is_visual | sparsify.to_slots(best.is_kept, visual, is_visual, stream.is_visual.shape[1])
+    stays = ~stream.is_visual | sparsify.to_slots(best.is_kept, stream.is_visual)
     at = jnp.zeros_like(rest.centers)  # where merged tokens would sit, were positions kept and not repacked
     size = TEXT + KEEP + MERGED
     return sparsify.compact(stream, stays, rest.merged, at, rest.merged_count, capacity=size, positions="repack")

@@ -56,8 +56,7 @@ def select_raters(
     chosen = valid & _passes(relevance, mean, valid, rule)
     chosen = jnp.where(chosen.any(axis=1, keepdims=True), chosen, valid) & is_visual.any(axis=1, keepdims=True)
 
-    length = is_visual.shape[1]
-    return Raters(to_slots(chosen, slots, valid, length), to_slots(relevance, slots, valid, length))
+    return Raters(to_slots(chosen, is_question), to_slots(relevance, is_question))
 
 
 def _passes(relevance, mean, valid, rule: Rule) -> Bool[Array, "B Q"]:

@@ -208,8 +208,9 @@ def _cluster(x, valid, count, noise, size, *, rule: Recycle, merged_capacity: in
     is_center = jnp.arange(merged_capacity) < count
 
     to_center = -_cosine(x, x[centers]) if rule.assign == "cosine" else distances[:, centers]
+    is_itself = jnp.arange(x.shape[0])[:, None] == centers  # a center joins its own cluster, not an equal one's
+    to_center = jnp.where(is_itself, -jnp.inf, to_center)
     cluster = jnp.argmin(jnp.where(is_center, to_center, jnp.inf), axis=1)
-    cluster = cluster.at[jnp.where(is_center, centers, x.shape[0])].set(jnp.arange(merged_capacity), mode="drop")
     merged, merged_size = _merge(x, valid, cluster, merged_capacity, rule.merge, size)
     return _Clusters(merged, centers, cluster, density, distance, center_score, merged_size)
 

@@ -80,8 +80,7 @@ def apply(
 ) -> tuple[TokenStream, Recycled | None]:
     """The stream of `plan.capacity` slots that `decision` leaves, and how the dropped were recycled."""
     selection, slot = decision.selection, decision.visual_slot
-    is_visual = jnp.arange(slot.shape[1]) < decision.visual_count[:, None]
-    is_kept = ~stream.is_visual | to_slots(selection.is_kept, slot, is_visual, stream.is_visual.shape[1])
+    is_kept = ~stream.is_visual | to_slots(selection.is_kept, stream.is_visual)
     shorten = partial(compact, capacity=plan.capacity, positions=config.positions)
     if config.recycle is None or plan.candidates == 0:
         batch, _, dim = stream.hidden.shape
@@ -101,7 +100,7 @@ def apply(
         size=None if stream.size is None else jnp.take_along_axis(stream.size, slot, axis=1),
     )
     if recycled.hidden is not None:
-        updated = to_slots(recycled.hidden, slot, is_visual, stream.is_visual.shape[1])
+        updated = to_slots(recycled.hidden, stream.is_visual)
         stream = stream._replace(hidden=jnp.where(stream.is_visual[..., None], updated, stream.hidden))
     # No version defines kept positions together with recycling: a merged token takes its center's position.
     center_slot = jnp.take_along_axis(slot, recycled.centers, axis=1)

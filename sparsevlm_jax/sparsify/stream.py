@@ -10,6 +10,7 @@ therefore moves the survivors forward, and a causal mask with key lengths stays 
 B batch · L slots · C capacity · V visual tokens · M merged tokens · D model dim
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -36,18 +37,26 @@ def slots_of(mask: Bool[Array, "B L"], size: int) -> tuple[Int[Array, "B size"],
     """The first `size` slots where `mask` holds, in order, and which of them are real.
 
     [0 1 0 1 1], size 4 -> slots [1 3 4 0], valid [1 1 1 0]
+
+    Found by bisection of the running count: a kernel or two on a GPU, where `jnp.flatnonzero`, which scatters, is six.
     """
-    slots = jax.vmap(lambda row: jnp.flatnonzero(row, size=size, fill_value=0))(mask)
-    return slots, jnp.arange(size) < mask.sum(axis=1, keepdims=True)
+    rank = jnp.cumsum(mask, axis=1)
+    index = jnp.arange(size)
+    valid = index < rank[:, -1:]
+    find = partial(jnp.searchsorted, side="right", method="scan_unrolled")
+    return jnp.where(valid, jax.vmap(find, in_axes=(0, None))(rank, index), 0), valid
 
 
-def to_slots(
-    values: Shaped[Array, "B size ..."], slots: Int[Array, "B size"], valid: Bool[Array, "B size"], length: int
-) -> Shaped[Array, "B L ..."]:
-    """The way back of `slots_of`: each valid value in its slot of `length`, 0 or False elsewhere."""
-    rows = jnp.arange(slots.shape[0])[:, None]
-    empty = jnp.zeros((slots.shape[0], length, *values.shape[2:]), values.dtype)
-    return empty.at[rows, jnp.where(valid, slots, length)].set(values, mode="drop")
+def to_slots(values: Shaped[Array, "B size ..."], mask: Bool[Array, "B L"]) -> Shaped[Array, "B L ..."]:
+    """The way back of `slots_of`: the values in order in the slots where `mask` holds, 0 or False elsewhere.
+
+    [a b c -] into [0 1 0 1 1] -> [0 a 0 b c]
+    """
+    index = jnp.cumsum(mask, axis=1) - 1
+    trailing = (1,) * (values.ndim - 2)
+    there = (mask & (index < values.shape[1])).reshape(*mask.shape, *trailing)
+    index = jnp.clip(index, 0, values.shape[1] - 1).reshape(*mask.shape, *trailing)
+    return jnp.where(there, jnp.take_along_axis(values, index, axis=1), jnp.zeros((), values.dtype))
 
 
 def compact(
@@ -79,23 +88,20 @@ def compact(
     kept_visual = is_kept & stream.is_visual
     anchors = jnp.where(kept_visual.any(axis=1, keepdims=True), kept_visual, stream.is_visual & valid)
     anchor = _last_true(anchors)
-    rank = jnp.cumsum(is_kept, axis=1)
-    slot = jnp.arange(is_kept.shape[1])
-    destination = rank - 1 + jnp.where(slot > anchor[:, None], merged_count[:, None], 0)
-    before_merged = jnp.take_along_axis(rank, jnp.maximum(anchor, 0)[:, None], axis=1) * (anchor >= 0)[:, None]
-    merged_index = jnp.arange(merged.shape[1])
-    merged_destination = before_merged + merged_index
-    # Slots that move nowhere are sent past the end, where a scatter in "drop" mode leaves them out.
-    destination = jnp.where(is_kept, destination, capacity)
-    merged_destination = jnp.where(merged_index < merged_count[:, None], merged_destination, capacity)
-    source = _invert(jnp.concatenate([destination, merged_destination], axis=1), capacity)
+    # Source slots: survivors up to the anchor, merged tokens (numbered behind the stream's slots), the other survivors.
+    survivors, _ = slots_of(is_kept, capacity)
+    before_merged = (is_kept & (jnp.arange(is_kept.shape[1]) <= anchor[:, None])).sum(axis=1, keepdims=True)
+    index, count = jnp.arange(capacity), merged_count[:, None]
+    behind = index - before_merged
+    survivor = jnp.take_along_axis(survivors, jnp.where(behind < 0, index, jnp.maximum(index - count, 0)), axis=1)
+    source = jnp.where((behind >= 0) & (behind < count), is_kept.shape[1] + behind, survivor)
 
     length = jnp.minimum(is_kept.sum(axis=1) + merged_count, capacity).astype(stream.length.dtype)
     real = jnp.arange(capacity) < length[:, None]
     tokens = jnp.concatenate([stream.hidden, merged.astype(stream.hidden.dtype)], axis=1)
 
     def gather(field, merged_value):
-        merged_value = jnp.broadcast_to(merged_value, merged_destination.shape).astype(field.dtype)
+        merged_value = jnp.broadcast_to(merged_value, merged.shape[:2]).astype(field.dtype)
         return jnp.take_along_axis(jnp.concatenate([field, merged_value], axis=1), source, axis=1)
 
     position_ids = jnp.broadcast_to(jnp.arange(capacity), real.shape).astype(stream.position_ids.dtype)
@@ -114,10 +120,3 @@ def compact(
 def _last_true(mask: Bool[Array, "B L"]) -> Int[Array, " B"]:
     """Index of the last True of each row, -1 where there is none."""
     return jnp.max(jnp.where(mask, jnp.arange(mask.shape[1]), -1), axis=1)
-
-
-def _invert(destination: Int[Array, "B L"], size: int) -> Int[Array, "B size"]:
-    """source[destination[i]] = i, destinations >= size dropped; slots nobody goes to point at 0."""
-    rows = jnp.arange(destination.shape[0])[:, None]
-    index = jnp.broadcast_to(jnp.arange(destination.shape[1]), destination.shape)
-    return jnp.zeros((destination.shape[0], size), index.dtype).at[rows, destination].set(index, mode="drop")

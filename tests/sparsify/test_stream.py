@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsevlm_jax.sparsify import TokenStream, compact, slots_of
+from sparsevlm_jax.sparsify import TokenStream, compact, slots_of, to_slots
 
 compact_jit = jax.jit(compact, static_argnames=("capacity", "positions"))
 
@@ -114,3 +114,13 @@ def test_slots_of_lists_the_true_slots_in_order_then_fills():
 def test_slots_of_takes_no_more_than_there_is_room_for():
     slots, valid = slots_of(jnp.array([[1, 1, 1]], bool), 2)
     assert (slots.tolist(), valid.tolist()) == ([[0, 1]], [[True, True]])
+
+
+def test_to_slots_is_the_way_back():
+    mask = jnp.array([[0, 1, 0, 1, 1], [0, 0, 0, 0, 1]], bool)
+    assert to_slots(jnp.array([[7, 8, 9], [5, 6, 6]]), mask).tolist() == [[0, 7, 0, 8, 9], [0, 0, 0, 0, 5]]
+    assert to_slots(jnp.array([[[1.0, 2.0]]]), jnp.array([[0, 1]], bool)).tolist() == [[[0, 0], [1, 2]]]
+
+
+def test_values_that_are_too_few_leave_the_last_slots_empty():
+    assert to_slots(jnp.array([[True]]), jnp.array([[1, 1]], bool)).tolist() == [[True, False]]
