@@ -120,7 +120,14 @@ def built(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> dict[
 
 
 def programs(
-    config: LlavaConfig, place: Callable[[Any], Any], *, batch: int, images: int, text: int, tokens: str | None, new: int
+    config: LlavaConfig,
+    place: Callable[[Any], Any],
+    *,
+    batch: int,
+    images: int,
+    text: int,
+    tokens: str | None,
+    new: int,
 ) -> dict[str, Any]:
     """Prefill of `batch` prompts with `images` images and `text` words each, and the loop that decodes `new` tokens."""
     visual = images * config.tokens_per_image

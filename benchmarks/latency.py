@@ -2,14 +2,16 @@
 
     python benchmarks/latency.py                     on a CPU the 1B model in float32, on a GPU the 7B in bfloat16
     python benchmarks/latency.py --batch 4 16        larger batches (SparseVLM in PyTorch takes one prompt only)
+    python benchmarks/latency.py --text 32 128       other numbers of words
     python benchmarks/latency.py --methods           every registered method at 192 tokens too
     python benchmarks/latency.py --quick             a small model in a minute, to see that it works
 
 Random weights at real sizes, random images; a prompt is `--text` words around one image. Everything compared is run in
 turns; times are medians, "spread" is the interquartile range over the median.
 
-- *ceilings*: a large matrix product and a large copy (bytes read and written), measured in the same run. MFU is exact
-  matmul FLOPs over time over the first; MBU the weights and cache that a decode step reads, over time over the second.
+- *ceilings*: a large matrix product, a large copy (bytes read and written) and a large sum (bytes read), measured in
+  the same run. MFU is exact matmul FLOPs over time over the first; MBU the weights and cache that a decode step reads,
+  over time over the second; "of read" the same over the third, since a decode step writes next to nothing.
 - *allowed*: how much faster the pruned prefill could be. By rows: one decoder layer's matrix products are timed at the
   number of rows that each segment has, which says what smaller products cost here. By roofline: per segment the larger
   of FLOPs over the product's rate and bytes of weights over the copy's.
@@ -27,6 +29,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import subprocess
@@ -116,8 +119,15 @@ def compiled(function: Callable, *args: Any, **static: Any) -> Compiled:
     return Compiled(program, *seconds, working / 1e6)
 
 
-def ceilings(dtype: Any, quick: bool) -> tuple[float, float]:
-    """FLOP/s of a large matrix product, bytes/s of a large copy."""
+class Ceilings(NamedTuple):
+    """FLOP/s of a large matrix product, bytes/s of a large copy (read and written) and of a large sum (read)."""
+
+    product: float
+    copy: float
+    read: float
+
+
+def ceilings(dtype: Any, quick: bool) -> Ceilings:
     side, size = (1024, 1 << 24) if quick else (4096, 1 << 28)
     side = side * 2 if jax.default_backend() != "cpu" else side
     a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
@@ -130,9 +140,10 @@ def ceilings(dtype: Any, quick: bool) -> tuple[float, float]:
         large = negate(large)
         return large
 
-    variants = {"product": partial(jax.jit(jnp.matmul), a, b), "copy": copy}
+    total = jax.jit(jnp.sum)
+    variants = {"product": partial(jax.jit(jnp.matmul), a, b), "copy": copy, "read": lambda: total(large)}
     best = {name: min(times) / 1e3 for name, times in alternate(variants, repeats=5).items()}
-    return 2 * side**3 / best["product"], 2 * large.nbytes / best["copy"]
+    return Ceilings(2 * side**3 / best["product"], 2 * large.nbytes / best["copy"], large.nbytes / best["read"])
 
 
 def layer_products(case: Case, rows: int, layers: int) -> Callable[[], Any]:
@@ -197,7 +208,7 @@ def variants_of(case: Case, with_methods: bool, budgets: tuple[int, ...]) -> dic
     return found
 
 
-def measure(case: Case, options: argparse.Namespace, rates: tuple[float, float]) -> dict[str, Any]:
+def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[str, Any]:
     """All of one model and batch: a row for every variant, and what they were held against."""
     found = variants_of(case, options.methods, options.budgets)
     rows: dict[str, dict[str, Any]] = {name: {} for name in found}
@@ -255,7 +266,7 @@ def _hold_against(
     case: Case,
     rows: dict[str, dict[str, Any]],
     found: dict[str, SparsityConfig | None],
-    rates: tuple[float, float],
+    rates: Ceilings,
     options: argparse.Namespace,
 ) -> None:
     """MFU, MBU, the speed-up over dense beside what rows and roofline allow, the share of the stages."""
@@ -274,25 +285,32 @@ def _hold_against(
         row["speedup"] = dense["prefill_ms"] / row["prefill_ms"]
         if "segments" not in row:
             continue
-        row["mfu"] = row["flops"] / (row["prefill_ms"] / 1e3) / rates[0]
-        row["mbu"] = (weights + head + row["kv_mb"] * 1e6) / (row["decode_ms"] / 1e3) / rates[1]
+        row["mfu"] = row["flops"] / (row["prefill_ms"] / 1e3) / rates.product
+        bytes_per_s = (weights + head + row["kv_mb"] * 1e6) / (row["decode_ms"] / 1e3)
+        row |= dict(mbu=bytes_per_s / rates.copy, of_read=bytes_per_s / rates.read)
         row["tokens_per_s"] = case.batch / (row["decode_ms"] / 1e3)
-        row["allowed_by_rows"] = _total(dense, row_ms) / _total(row, row_ms)
+        row["allowed_by_rows"] = _total(case, dense, row_ms) / _total(case, row, row_ms)
         row["allowed_by_roofline"] = _floor(case, dense, weights, rates) / _floor(case, row, weights, rates)
         row["share_reached"] = row["speedup"] / row["allowed_by_rows"]
         if name in stages:
             row["stages_of_dense"] = statistics.median(stages[name]) / dense["prefill_ms"]
 
 
-def _total(row: dict[str, Any], row_ms: dict[int, float]) -> float:
-    return sum(row_ms[count] for count in row["segments"])
+def _total(case: Case, row: dict[str, Any], row_ms: dict[int, float]) -> float:
+    """Milliseconds of the products of all layers, of the last one only the share that runs."""
+    *before, last = row["segments"]
+    config = case.config.text
+    share = accounting.layer_flops(last, config, feed_forward=1) / accounting.layer_flops(last, config)
+    return sum(row_ms[count] for count in before) + share * row_ms[last]
 
 
-def _floor(case: Case, row: dict[str, Any], weights: int, rates: tuple[float, float]) -> float:
+def _floor(case: Case, row: dict[str, Any], weights: int, rates: Ceilings) -> float:
     """Seconds of prefill by roofline: layer by layer the longer of its FLOPs and its weights' bytes."""
-    one = weights / case.config.text.num_hidden_layers / rates[1]
-    free = dataclasses.replace(case.config.text, vocab_size=0)
-    return sum(max(case.batch * accounting.decoder_flops([n], free) / rates[0], one) for n in row["segments"])
+    config, (*before, last) = case.config.text, row["segments"]
+    flops = [accounting.layer_flops(n, config) for n in before]
+    flops.append(accounting.layer_flops(last, config, feed_forward=1))
+    one = weights / config.num_hidden_layers / rates.copy
+    return sum(max(case.batch * count / rates.product, one) for count in flops)
 
 
 def _peers(
@@ -356,6 +374,7 @@ HEAD = (
     ("MFU", "mfu", ".0%"),
     ("decode ms a token", "decode_ms", ".2f"),
     ("MBU", "mbu", ".0%"),
+    ("of read", "of_read", ".0%"),
     ("working MB", "working_mb", ".0f"),
     ("KV MB", "kv_mb", ".1f"),
     ("compile s", "cold_s", ".1f"),
@@ -392,7 +411,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
                 )
         own.set(
             xlabel="prefill, ms (line: dense over the speed-up that the roofline allows)",
-            title=f"batch {result['batch']}",
+            title=f"batch {result['batch']}, {result['text']} words",
         )
     figure.savefig(path)
 
@@ -409,7 +428,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="7b" if gpu else "1b")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16] if gpu else [1])
-    parser.add_argument("--text", type=int, default=64, help="words around the image (default: %(default)s)")
+    parser.add_argument("--text", type=int, nargs="+", default=[64], help="words around the image (default: 64)")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--decode", type=int, default=32 if gpu else 8, help="tokens decoded (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15 if gpu else 5)
@@ -432,16 +451,17 @@ def main() -> None:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config))
     options.out.mkdir(parents=True, exist_ok=True)
     rates = ceilings(dtype, options.quick)
-    print(f"{environment()}  product {rates[0] / 1e12:.2f} TFLOP/s, copy {rates[1] / 1e9:.1f} GB/s", flush=True)
+    product, copy, read = rates.product / 1e12, rates.copy / 1e9, rates.read / 1e9
+    print(f"{environment()}  product {product:.2f} TFLOP/s, copy {copy:.1f} GB/s, read {read:.1f} GB/s", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        for batch in options.batch:
-            case = Case(config, params, dtype, implementation, batch, options.text)
+        for batch, text in itertools.product(options.batch, options.text):
+            case = Case(config, params, dtype, implementation, batch, text)
             results.append(measure(case, options, rates))
             print(f"\n{table(results[-1])}\n", flush=True)
-    record = dict(**environment(), model=options.model, dtype=jnp.dtype(dtype).name, product=rates[0], copy=rates[1])
+    record = dict(**environment(), model=options.model, dtype=jnp.dtype(dtype).name, **rates._asdict())
     record |= dict(results=results)
     (options.out / "results.md").write_text("\n\n".join(map(table, results)) + "\n")
     (options.out / "results.json").write_text(json.dumps(record) + "\n")

@@ -194,8 +194,8 @@ def context_of_rows(context: ImageContext | None, is_visual: Bool[Array, "B L"],
 def run_layers(
     lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation, last_only: bool = False
 ) -> tuple[TokenStream, LayerOutputs]:
-    """Runs `layers` on the stream, causally. With `last_only` the stream that comes back is each row's last token alone,
-    and the last layer's feed-forward, two thirds to four fifths of a layer, runs on nothing else."""
+    """Runs `layers` on the stream, causally. With `last_only` the stream that comes back is each row's last token
+    alone, and the last layer's feed-forward, two thirds to four fifths of a layer, runs on nothing else."""
     hidden, table = stream.hidden, lm.rotary(stream.position_ids)
     bias = None if stream.size is None else jnp.log(stream.size)
 

@@ -76,7 +76,7 @@ def test_jit_computes_what_eager_does(params):
 def assert_same_answer(together, b, alone):
     """Row `b` of a batch against row 0 of a run of its own."""
     (batched, batched_answer), (single, single_answer) = together, alone
-    # Rounding: one ulp in the parameters moves these logits by up to 1e-5, and kernels differ with the batch and the CPU.
+    # Rounding: one ulp in the parameters moves these logits by up to 1e-5; kernels differ with the batch and the CPU.
     assert relative_error(batched.logits[b], single.logits[0]) < 3e-5
     np.testing.assert_array_equal(batched_answer.tokens[b], single_answer.tokens[0])
     np.testing.assert_array_equal(batched.visual_count[:, b], single.visual_count[:, 0])
