@@ -12,9 +12,9 @@ turns; times are medians, "spread" is the interquartile range over the median.
 - *ceilings*: a large matrix product, a large copy (bytes read and written) and a large sum (bytes read), measured in
   the same run. MFU is exact matmul FLOPs over time over the first; MBU the weights and cache that a decode step reads,
   over time over the second; "of read" the same over the third, since a decode step writes next to nothing.
-- *allowed*: how much faster the pruned prefill could be. By rows: one decoder layer's matrix products are timed at the
-  number of rows that each segment has, which says what smaller products cost here. By roofline: per segment the larger
-  of FLOPs over the product's rate and bytes of weights over the copy's.
+- *allowed*: how much faster the pruned prefill could be. By rows: a decoder layer's matrix products are timed at the
+  numbers of rows that they have in each layer, which says what smaller products cost here. By roofline: per layer the
+  larger of FLOPs over the product's rate and bytes of weights over the copy's.
 - *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own.
 - *memory*: what the compiled program needs at once beyond parameters, as XLA has planned it.
 
@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from roofline import PARTS, Ceilings, ceilings, floor, layer_products, rows_of_layers, total_ms
 from shapes import MODELS, alternate
 from stages import setting
 
@@ -50,7 +51,7 @@ from sparsevlm_jax import accounting, decode, methods, sparsify
 from sparsevlm_jax.models import LlavaConfig, init_params
 from sparsevlm_jax.models.attention import Implementation, choose_implementation
 from sparsevlm_jax.models.llava import encode
-from sparsevlm_jax.prefill import PrefillInputs, prefill, segments
+from sparsevlm_jax.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 from sparsevlm_jax.trees import flatten
 
@@ -119,52 +120,6 @@ def compiled(function: Callable, *args: Any, **static: Any) -> Compiled:
     return Compiled(program, *seconds, working / 1e6)
 
 
-class Ceilings(NamedTuple):
-    """FLOP/s of a large matrix product, bytes/s of a large copy (read and written) and of a large sum (read)."""
-
-    product: float
-    copy: float
-    read: float
-
-
-def ceilings(dtype: Any, quick: bool) -> Ceilings:
-    side, size = (1024, 1 << 24) if quick else (4096, 1 << 28)
-    side = side * 2 if jax.default_backend() != "cpu" else side
-    a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
-    large = jax.random.normal(jax.random.key(1), (size,), jnp.float32)
-    negate = jax.jit(jnp.negative, donate_argnums=0)
-
-    # A negation reads and writes every byte; in place, so that no time goes into getting fresh memory.
-    def copy() -> jax.Array:
-        nonlocal large
-        large = negate(large)
-        return large
-
-    total = jax.jit(jnp.sum)
-    variants = {"product": partial(jax.jit(jnp.matmul), a, b), "copy": copy, "read": lambda: total(large)}
-    best = {name: min(times) / 1e3 for name, times in alternate(variants, repeats=5).items()}
-    return Ceilings(2 * side**3 / best["product"], 2 * large.nbytes / best["copy"], large.nbytes / best["read"])
-
-
-def layer_products(case: Case, rows: int, layers: int) -> Callable[[], Any]:
-    """The matrix products of the first `layers` decoder layers over `rows` rows, and next to nothing else."""
-
-    def run(params: dict, x: jax.Array) -> Any:
-        unused = []
-        for index in range(layers):
-            attention, mlp = (params["language_model"]["layers"][str(index)][part] for part in ("self_attn", "mlp"))
-            q, k, v = (x @ attention[name]["kernel"].T for name in ("q_proj", "k_proj", "v_proj"))
-            unused += [k, v]
-            x = x + q @ attention["o_proj"]["kernel"].T
-            hidden = x @ mlp["gate_proj"]["kernel"].T + x @ mlp["up_proj"]["kernel"].T
-            x = x + hidden @ mlp["down_proj"]["kernel"].T
-            x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5)
-        return x, unused
-
-    x = jax.random.normal(jax.random.key(0), (rows, case.config.text.hidden_size), case.dtype)
-    return partial(jax.jit(run), case.params, x)
-
-
 def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
     """Every stage of a method as one program, on random streams of the sizes that enter them."""
     config, bucket = case.config.text, case.bucket
@@ -185,15 +140,6 @@ def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
 
     values = [{**own, "attention": own["attention"]._replace(rope_theta=float(config.rope_theta))} for own in given]
     return partial(jax.jit(run), values)
-
-
-def tokens_of_layers(case: Case, sparsity: SparsityConfig | None) -> list[int]:
-    """Rows entering each layer of one prompt, text included."""
-    counts, now = [], case.visual
-    for layers, plan in segments(case.config.text.num_hidden_layers, sparsity, case.bucket):
-        counts += [now + case.text] * len(layers)
-        now = plan.leaving if plan else now
-    return counts
 
 
 def variants_of(case: Case, with_methods: bool, budgets: tuple[int, ...]) -> dict[str, SparsityConfig | None]:
@@ -230,15 +176,16 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
             decode.generate, case.params, state.logits, state.state, limit, buffer=options.decode, **case.static
         )
         steps[name] = partial(answer.call, case.params, state.logits, state.state, limit)
-        tokens = tokens_of_layers(case, sparsity)
+        tokens = rows_of_layers(case.config.text, case.bucket, sparsity)
+        read = dict(enumerate(tokens.read))
         rows[name] |= dict(
             cold_s=program.cold + answer.cold,
             cached_s=program.cached + answer.cached,
             working_mb=program.working_mb,
             kv_mb=state.state.cache.nbytes / 1e6,
-            tokens_entering=float(np.mean(tokens)) - case.text,
-            flops=case.batch * accounting.decoder_flops(tokens, case.config.text),
-            segments=tokens,
+            tokens_entering=float(np.mean(tokens.entering)) - case.text,
+            flops=case.batch * accounting.decoder_flops(tokens.entering, case.config.text, read),
+            rows=tokens,
         )
         if sparsity and sparsity.merging:
             encoders[name] = partial(jax.jit(partial(encode, **case.static, **_tower(sparsity))), case.params, images)
@@ -271,9 +218,14 @@ def _hold_against(
 ) -> None:
     """MFU, MBU, the speed-up over dense beside what rows and roofline allow, the share of the stages."""
     layers = min(4, case.config.text.num_hidden_layers)
-    counts = sorted({count for row in rows.values() for count in row.get("segments", ())})
-    products = {count: layer_products(case, count * case.batch, layers) for count in counts}
-    row_ms = {count: statistics.median(t) / layers for count, t in alternate(products, repeats=options.repeats).items()}
+    products = {
+        (part, n): layer_products(case.config.text, case.params, part, n * case.batch, layers)
+        for row in rows.values()
+        for part, counts in zip(PARTS, row.get("rows", ((), ())), strict=True)
+        for n in counts
+    }
+    times = alternate(products, repeats=options.repeats)
+    product_ms = {key: statistics.median(values) / layers for key, values in times.items()}
     own = {name: sparsity for name, sparsity in found.items() if sparsity and name.startswith("sparsevlm ")}
     stages = alternate({name: all_stages(case, sparsity) for name, sparsity in own.items()}, repeats=options.repeats)
     weights = sum(
@@ -283,34 +235,18 @@ def _hold_against(
     dense = rows["dense"]
     for name, row in rows.items():
         row["speedup"] = dense["prefill_ms"] / row["prefill_ms"]
-        if "segments" not in row:
+        if "rows" not in row:
             continue
         row["mfu"] = row["flops"] / (row["prefill_ms"] / 1e3) / rates.product
         bytes_per_s = (weights + head + row["kv_mb"] * 1e6) / (row["decode_ms"] / 1e3)
         row |= dict(mbu=bytes_per_s / rates.copy, of_read=bytes_per_s / rates.read)
         row["tokens_per_s"] = case.batch / (row["decode_ms"] / 1e3)
-        row["allowed_by_rows"] = _total(case, dense, row_ms) / _total(case, row, row_ms)
-        row["allowed_by_roofline"] = _floor(case, dense, weights, rates) / _floor(case, row, weights, rates)
+        row["allowed_by_rows"] = total_ms(dense["rows"], product_ms) / total_ms(row["rows"], product_ms)
+        lowest = partial(floor, case.config.text, case.batch, weights=weights, rates=rates)
+        row["allowed_by_roofline"] = lowest(dense["rows"]) / lowest(row["rows"])
         row["share_reached"] = row["speedup"] / row["allowed_by_rows"]
         if name in stages:
             row["stages_of_dense"] = statistics.median(stages[name]) / dense["prefill_ms"]
-
-
-def _total(case: Case, row: dict[str, Any], row_ms: dict[int, float]) -> float:
-    """Milliseconds of the products of all layers, of the last one only the share that runs."""
-    *before, last = row["segments"]
-    config = case.config.text
-    share = accounting.layer_flops(last, config, feed_forward=1) / accounting.layer_flops(last, config)
-    return sum(row_ms[count] for count in before) + share * row_ms[last]
-
-
-def _floor(case: Case, row: dict[str, Any], weights: int, rates: Ceilings) -> float:
-    """Seconds of prefill by roofline: layer by layer the longer of its FLOPs and its weights' bytes."""
-    config, (*before, last) = case.config.text, row["segments"]
-    flops = [accounting.layer_flops(n, config) for n in before]
-    flops.append(accounting.layer_flops(last, config, feed_forward=1))
-    one = weights / config.num_hidden_layers / rates.copy
-    return sum(max(case.batch * count / rates.product, one) for count in flops)
 
 
 def _peers(
@@ -400,7 +336,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     for result, own in zip(results, axes, strict=True):
         names = list(result["rows"])[::-1]
         times = [result["rows"][name]["prefill_ms"] for name in names]
-        colours = ["tab:blue" if "segments" in result["rows"][name] else "tab:grey" for name in names]
+        colours = ["tab:blue" if "rows" in result["rows"][name] else "tab:grey" for name in names]
         bars = own.barh(names, times, color=colours)
         own.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
         dense = result["rows"]["dense"]["prefill_ms"]

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 
@@ -10,6 +11,9 @@ from sparsevlm_jax.models import ClipVisionConfig, LlamaConfig, LlavaConfig
 
 _CLIP_L_336 = ClipVisionConfig(1024, 4096, 24, 16, 336, 14)  # openai/clip-vit-large-patch14-336
 _CLIP_B_224 = ClipVisionConfig(768, 3072, 12, 12, 224, 16)  # openai/clip-vit-base-patch16
+
+
+Name = TypeVar("Name")
 
 
 def _llava(vision: ClipVisionConfig, width: int, ffn: int, layers: int, heads: int, kv_heads: int) -> LlavaConfig:
@@ -25,11 +29,11 @@ MODELS = {
 }
 
 
-def alternate(variants: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, list[float]]:
+def alternate(variants: Mapping[Name, Callable[[], object]], *, repeats: int) -> dict[Name, list[float]]:
     """Milliseconds of each variant, `repeats` times, taken in turns so that drift hits all alike; one warm-up each."""
     for run in variants.values():
         jax.block_until_ready(run())
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[Name, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
             start = time.perf_counter()

@@ -8,7 +8,7 @@ included. Neither counts padding, norms or softmaxes.
 n tokens entering a layer · d model dim · m ffn
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from .models.clip import ClipVisionConfig
@@ -98,18 +98,20 @@ def paper_macs(tokens: Sequence[int], config: LlamaConfig) -> int:
     return sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in tokens)
 
 
-def decoder_flops(tokens: Sequence[int], config: LlamaConfig) -> int:
-    """Exact matmul FLOPs of prefill; of one token only, the last layer's feed-forward and the head."""
-    layers = sum(layer_flops(n, config) for n in tokens[:-1]) + layer_flops(tokens[-1], config, feed_forward=1)
+def decoder_flops(tokens: Sequence[int], config: LlamaConfig, read: Mapping[int, int] | None = None) -> int:
+    """Exact matmul FLOPs of prefill over `tokens` entering each layer. Feed-forwards run on the tokens that are read:
+    `read` of them behind the layers it names, one behind the last, elsewhere all. The head sees one."""
+    read = {**(read or {}), len(tokens) - 1: 1}
+    layers = sum(layer_flops(n, config, feed_forward=read.get(layer, n)) for layer, n in enumerate(tokens))
     return layers + 2 * config.hidden_size * config.vocab_size
 
 
-def layer_flops(n: int, config: LlamaConfig, *, feed_forward: int | None = None) -> int:
+def layer_flops(n: int, config: LlamaConfig, *, feed_forward: int) -> int:
     """Exact matmul FLOPs of one layer: projections with their true widths, full n x n attention, and a feed-forward of
-    so many tokens (None: all)."""
+    so many tokens."""
     d, m, query = config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim
     key = config.num_key_value_heads * config.head_dim
-    return 2 * (n * d * (2 * query + 2 * key) + 2 * n * n * query + 3 * (feed_forward or n) * d * m)
+    return 2 * (n * d * (2 * query + 2 * key) + 2 * n * n * query + 3 * feed_forward * d * m)
 
 
 def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | None = None) -> int:
@@ -184,8 +186,10 @@ def report(
     itemsize: int,
     timing: Timing,
     merging: TowerMerging | None = None,
+    read: Mapping[int, int] | None = None,
 ) -> Report:
-    """Everything `Report` says of one row, from the visual tokens `leaving` the pruning `layers`."""
+    """Everything `Report` says of one row, from the visual tokens `leaving` the pruning `layers`. `read` is as in
+    `decoder_flops`."""
     text = config.text
     total = images * config.tokens_per_image
     entering = tokens_entering(total, layers, leaving, text.num_hidden_layers)
@@ -199,7 +203,7 @@ def report(
         overflow=tuple(overflow),
         paper_macs=paper_macs(sparse, text),
         paper_macs_dense=paper_macs(dense, text),
-        flops=encoder_flops(images, config, merging) + decoder_flops(sparse, text),
+        flops=encoder_flops(images, config, merging) + decoder_flops(sparse, text, read),
         flops_dense=encoder_flops(images, config) + decoder_flops(dense, text),
         kv_bytes=kv_bytes(sparse, text, itemsize),
         kv_bytes_dense=kv_bytes(dense, text, itemsize),

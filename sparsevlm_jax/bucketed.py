@@ -20,9 +20,21 @@ from jaxtyping import Array, Int
 from .models import llava
 from .models.attention import Implementation
 from .models.llava import LlavaConfig
-from .prefill import DecodeState, PrefillInputs, PrefillResult, join, last_logits, run_layers, segment_state, start
+from .prefill import (
+    DecodeState,
+    PrefillInputs,
+    PrefillResult,
+    feed_forward,
+    finish_and_decide,
+    join,
+    last_logits,
+    last_token,
+    run_layers,
+    segment_state,
+    start,
+)
 from .programs import Program
-from .sparsify import Bucket, Decision, SparsityConfig, StagePlan, TokenStream, apply, decide
+from .sparsify import Bucket, Decision, SparsityConfig, StagePlan, TokenStream, apply
 
 
 class Segment(NamedTuple):
@@ -128,11 +140,12 @@ def _run_next(
 
 def _segment(lm, entered, visual_total, layers, plan, sparsity, implementation, new_tokens) -> Segment:
     """Runs `layers` on what `entered` and then decides by `plan`, or, behind the last, makes the logits."""
-    stream, outputs = run_layers(lm, entered, layers, implementation=implementation, last_only=plan is None)
+    half, outputs = run_layers(lm, entered, layers, implementation=implementation)
     state = segment_state(entered, outputs, new_tokens)
     if plan is None:
+        stream = feed_forward(lm, last_token(half), layers)
         return Segment(stream, visual_total, state, None, None, last_logits(lm, stream))
-    decision = decide(stream, outputs.attention, visual_total, plan, sparsity)
+    stream, decision = finish_and_decide(lm, half, layers, outputs.attention, visual_total, plan, sparsity)
     kept = decision.selection.count
     merged = sparsity.recycle.merged_count(decision.visual_count - kept, kept) if sparsity.recycle else 0
     return Segment(stream, visual_total, state, decision, kept + merged, None)

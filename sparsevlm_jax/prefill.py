@@ -2,8 +2,12 @@
 
     embed -> raters -> layers 0..2 -> stage -> layers 3..6 -> stage -> ... -> norm -> logits of the last token
 
-`prefill` is one pure function, one program. `segments`, `start`, `run_layers` and `finish` are its pieces, for callers
-that want the host to look at the counts in between.
+`prefill` is one pure function, one program. `segments`, `start`, `run_layers` and `finish_and_decide` are its pieces,
+for callers that want the host to look at the counts in between.
+
+A layer is two halves, attention and feed-forward. The keys and values that a cache needs come from the first; the
+second, the larger, runs on the tokens that somebody reads: in the last layer that is one, and in a pruning layer those
+that stay and those that are recycled.
 
 B batch · L tokens · I images · V visual tokens · S stages · D model dim · W vocabulary
 """
@@ -34,6 +38,9 @@ from .sparsify import (
     decide,
     question_mask,
     select_raters,
+    slots_of,
+    to_slots,
+    tokens_read,
 )
 
 
@@ -120,13 +127,14 @@ def prefill(
     visual_total = stream.is_visual.sum(axis=1)
     states, stages, counts, wanted = [], [], [], []
     for layers, plan in segments(config.text.num_hidden_layers, sparsity, bucket):
-        entered = stream
-        stream, outputs = run_layers(lm, entered, layers, implementation=implementation, last_only=plan is None)
-        states.append(segment_state(entered, outputs, new_tokens))
+        half, outputs = run_layers(lm, stream, layers, implementation=implementation)
+        states.append(segment_state(stream, outputs, new_tokens))
         if plan is None or sparsity is None:
+            stream = feed_forward(lm, last_token(half), layers)
             continue
         images = None if counts else context_of_rows(inputs.image_context, stream.is_visual, plan.visual)
-        decision = decide(stream, outputs.attention, visual_total, plan, sparsity, images)
+        given = (outputs.attention, visual_total, plan, sparsity, images)
+        stream, decision = finish_and_decide(lm, half, layers, *given, read_all=trace)
         pruned, recycled = apply(stream, decision, plan, sparsity, noise=(noise or {}).get(plan.layer))
         counts.append(pruned.is_visual.sum(axis=1))
         wanted.append(decision.wanted)
@@ -192,10 +200,10 @@ def context_of_rows(context: ImageContext | None, is_visual: Bool[Array, "B L"],
 
 
 def run_layers(
-    lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation, last_only: bool = False
+    lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation
 ) -> tuple[TokenStream, LayerOutputs]:
-    """Runs `layers` on the stream, causally. With `last_only` the stream that comes back is each row's last token
-    alone, and the last layer's feed-forward, two thirds to four fifths of a layer, runs on nothing else."""
+    """Runs `layers` on the stream, causally, but for the last one's feed-forward: `feed_forward` runs that on the
+    tokens that somebody reads."""
     hidden, table = stream.hidden, lm.rotary(stream.position_ids)
     bias = None if stream.size is None else jnp.log(stream.size)
 
@@ -206,14 +214,45 @@ def run_layers(
     for index in layers:
         layer = lm.language_model.layers[index]
         hidden, (q, k, v) = layer.attend(hidden, table, attend)
-        if last_only and index == layers[-1]:
-            stream = last_token(stream._replace(hidden=hidden))
-            hidden = stream.hidden
-        hidden = layer.feed_forward(hidden)
+        hidden = hidden if index == layers[-1] else layer.feed_forward(hidden)
         keys.append(k)
         values.append(v)
     attention = Attention(q, keys[-1], lm.config.rope_theta, bias) if q is not None else None
     return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
+
+
+def feed_forward(lm: CausalLM, stream: TokenStream, layers: range) -> TokenStream:
+    """The feed-forward of the last of `layers`, two thirds to four fifths of a layer's work; nothing of none."""
+    if not layers:
+        return stream
+    return stream._replace(hidden=lm.language_model.layers[layers[-1]].feed_forward(stream.hidden))
+
+
+def finish_and_decide(
+    lm: CausalLM,
+    half: TokenStream,
+    layers: range,
+    attention: Attention | None,
+    visual_total: Int[Array, " B"],
+    plan: StagePlan,
+    sparsity: SparsityConfig,
+    images: ImageContext | None = None,
+    *,
+    read_all: bool = False,
+) -> tuple[TokenStream, Decision]:
+    """The stream behind `layers`, and what the stage there decides.
+
+    Where the decision looks at no hidden state it comes first, and the feed-forward runs on the tokens that `apply`
+    will read; hidden states of the others are 0. `read_all` runs it on all.
+    """
+    if read_all or not (sparsity.reads_few and plan.skips):
+        stream = feed_forward(lm, half, layers)
+        return stream, decide(stream, attention, visual_total, plan, sparsity, images)
+    decision = decide(half, attention, visual_total, plan, sparsity, images)
+    is_read = tokens_read(half, decision, plan)
+    slots, _ = slots_of(is_read, plan.read)
+    few = half._replace(hidden=jnp.take_along_axis(half.hidden, slots[..., None], axis=1))
+    return half._replace(hidden=to_slots(feed_forward(lm, few, layers).hidden, is_read)), decision
 
 
 def last_token(stream: TokenStream) -> TokenStream:

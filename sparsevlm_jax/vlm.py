@@ -265,6 +265,7 @@ class Run:
         text = int(self.batch.length[row]) - images * config.tokens_per_image
         leaving = [int(count) for count in np.asarray(result.visual_count)[:, row]]
         wanted = [int(count) for count in np.asarray(result.wanted)[:, row]]
+        stages = self._stages(images * config.tokens_per_image, wanted, leaving)
         return accounting.report(
             method=self.sparsity.name if self.sparsity else "dense",
             config=config,
@@ -273,37 +274,52 @@ class Run:
             layers=[plan.layer for plan in self.plans],
             leaving=leaving,
             overflow=self._overflow(row, result),
-            stages=self._stage_costs(text, images * config.tokens_per_image, wanted, leaving),
+            stages=[self._cost(text, stage, first=index == 0) for index, stage in enumerate(stages)],
             itemsize=self.vlm.dtype.itemsize,
             timing=timing,
             merging=self.sparsity.merging if self.sparsity else None,
+            read={stage.plan.layer: text + stage.kept + stage.candidates for stage in stages if stage.skips},
         )
 
-    def _stage_costs(self, text: int, entering: int, wanted: list[int], leaving: list[int]):
-        costs = []
+    def _stages(self, entering: int, wanted: list[int], leaving: list[int]) -> "list[_Stage]":
+        stages, method = [], self.sparsity
         for plan, want, left in zip(self.plans, wanted, leaving, strict=True):
-            kept = min(want, plan.kept, entering)
-            method, dim = self.sparsity, self.vlm.config.text.hidden_size
             assert method is not None  # there are no plans without
+            kept = min(want, plan.kept, entering)
             candidates = method.recycle.candidate_count(entering - kept) if isinstance(method.recycle, Recycle) else 0
-            score, select = (getattr(part, "macs", None) for part in (method.score, method.select))
-            raters_are_chosen = method.raters in ("greater", "greater_equal")  # by relevance, which has a price
-            costs.append(
-                accounting.stage_cost(
-                    plan.layer,
-                    text=1 if method.raters == "last" else text,
-                    entering=entering,
-                    candidates=int(candidates),
-                    clusters=left - kept,
-                    dim=dim,
-                    adaptive=plan.table is None,
-                    first=not costs and raters_are_chosen,
-                    score=score(text, entering, dim) if score else None,
-                    select=select(entering, kept, dim) if select else 0,
-                )
-            )
+            stages.append(_Stage(plan, entering, kept, int(candidates), left, method.reads_few and plan.skips))
             entering = left
-        return costs
+        return stages
+
+    def _cost(self, text: int, stage: "_Stage", *, first: bool) -> accounting.StageCost:
+        method, dim = self.sparsity, self.vlm.config.text.hidden_size
+        assert method is not None
+        score, select = (getattr(part, "macs", None) for part in (method.score, method.select))
+        raters_are_chosen = method.raters in ("greater", "greater_equal")  # by relevance, which has a price
+        return accounting.stage_cost(
+            stage.plan.layer,
+            text=1 if method.raters == "last" else text,
+            entering=stage.entering,
+            candidates=stage.candidates,
+            clusters=stage.left - stage.kept,
+            dim=dim,
+            adaptive=stage.plan.table is None,
+            first=first and raters_are_chosen,
+            score=score(text, stage.entering, dim) if score else None,
+            select=select(stage.entering, stage.kept, dim) if select else 0,
+        )
+
+
+class _Stage(NamedTuple):
+    """What one row's stage did: visual tokens that entered, were kept, were clustered, and left it; and whether the
+    layer's feed-forward left out the others."""
+
+    plan: StagePlan
+    entering: int
+    kept: int
+    candidates: int
+    left: int
+    skips: bool
 
 
 def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSource]], bool]:

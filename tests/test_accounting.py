@@ -53,6 +53,12 @@ def test_exact_flops_are_two_per_multiply_accumulate_plus_the_head_less_what_nob
     assert accounting.decoder_flops(tokens, text) == 2 * accounting.paper_macs(tokens, text) + head - not_read
 
 
+def test_feed_forwards_count_the_tokens_that_are_read():
+    text, ffn = CONFIG.text, 2 * 3 * CONFIG.text.hidden_size * CONFIG.text.intermediate_size
+    every = accounting.decoder_flops([700] * 32, text)
+    assert accounting.decoder_flops([700] * 32, text, {2: 300, 6: 0}) == every - (400 + 700) * ffn
+
+
 def test_encoder_flops_follow_the_layers_that_run():
     # CLIP ViT-L/14-336: 23 of its 24 layers on 577 tokens, 577 * (12 * 1024^2 + 2 * 577 * 1024) each; then a projector.
     layers = 23 * 577 * (12 * 1024**2 + 2 * 577 * 1024)

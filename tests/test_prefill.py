@@ -247,3 +247,39 @@ def test_programs_for_a_gpu_lower_on_a_machine_without_one(monkeypatch, tokens):
     for function, args in ((run, (params, inputs)), (answer, (params, out.logits, out.state, limit))):
         lowered = jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
         assert lowered.count("custom_call @__cudnn") == config.text.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_nobody_reads_need_not_run(params, name):
+    """A traced prefill runs every feed-forward on every token, for the trace has them all; the answer is the same."""
+
+    def run(trace):
+        call = functools.partial(prefill, config=CONFIG, sparsity=METHODS[name], bucket=BUCKET, implementation="xla")
+        return jax.jit(functools.partial(call, trace=trace))(params, batch(ROWS, BUCKET))
+
+    few, every = run(False), run(True)
+    assert relative_error(few.logits, every.logits) < 3e-5
+    np.testing.assert_array_equal(few.visual_count, every.visual_count)
+    for ours, theirs in zip(jax.tree.leaves(few.state), jax.tree.leaves(every.state), strict=True):
+        assert relative_error(ours, theirs) < 3e-5
+
+
+def test_feed_forwards_run_on_the_tokens_that_are_read(params):
+    sparsity = METHODS["kept"]
+    plans = sparsity.plan(CONFIG.text.num_hidden_layers, BUCKET)
+    call = functools.partial(prefill, config=CONFIG, sparsity=sparsity, bucket=BUCKET, implementation="xla")
+    gate = (CONFIG.text.intermediate_size, CONFIG.text.hidden_size)
+    found = [
+        next(side.shape[1] for side in sides if side.shape != gate)
+        for sides in products_within(call, params, batch(ROWS, BUCKET))
+        if gate in [side.shape for side in sides]
+    ]
+    assert sparsity.reads_few and all(plan.skips for plan in plans)
+    rows = [plans[0].read, plans[1].read, *[plans[1].capacity] * (CONFIG.text.num_hidden_layers - 3), 1]
+    assert found == [count for count in rows for _ in ("gate", "up")]
+
+
+def test_methods_that_compare_hidden_states_read_them_all():
+    few = {name for name in methods.METHODS if name != "dense" and methods.create(name, "1/3").reads_few}
+    assert {"sparsevlm", "sparsevlm-plus", "fastv", "pyramiddrop"} <= few
+    assert not few & {"sparsevlm-diverse", "sparsevlm-early", "dart", "divprune", "cdpruner"}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.llava import LlavaConfig, encode_images, language_model
-from ..prefill import PrefillInputs, run_layers, segments, start
+from ..prefill import PrefillInputs, feed_forward, run_layers, segments, start
 from ..sparsify import Bucket, SparsityConfig, TokenStream, apply, decide
 from . import tokenizer
 from .language import Batch
@@ -39,7 +39,8 @@ def logits(params: dict, data: Batch, whole: LlavaConfig, sparsity: SparsityConf
     stream, _ = start(lm, prompt, config=whole, sparsity=sparsity, bucket=bucket)
     stream = stream._replace(length=len(before) + used)
     for layers, plan in segments(whole.text.num_hidden_layers, sparsity, bucket):
-        stream, outputs = run_layers(lm, stream, layers, implementation="xla")
+        half, outputs = run_layers(lm, stream, layers, implementation="xla")
+        stream = feed_forward(lm, half, layers)
         if plan is not None:
             total = jnp.full(len(own), visual)
             stream, _ = apply(stream, decide(stream, outputs.attention, total, plan, sparsity), plan, sparsity)

@@ -32,7 +32,7 @@ from .scores import (
     score,
 )
 from .select import Selection, Selector, TopK, keep_first, select
-from .stage import Decision, apply, decide
+from .stage import Decision, apply, decide, tokens_read
 from .stream import TokenStream, compact, slots_of, to_slots
 from .tower import ImageContext, MergedTokens, TowerMerging
 
@@ -96,4 +96,5 @@ __all__ = [
     "slots_of",
     "spread_rank",
     "to_slots",
+    "tokens_read",
 ]

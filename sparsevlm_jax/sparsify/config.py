@@ -64,6 +64,16 @@ class StagePlan:
         """Slots of the stream that leaves."""
         return self.bucket.text + self.leaving
 
+    @property
+    def read(self) -> int:
+        """Slots whose hidden states a method that `reads_few` looks at; fewer than the stream has where `skips`."""
+        return self.bucket.text + min(self.kept + self.candidates, self.visual)
+
+    @property
+    def skips(self) -> bool:
+        """Whether some of the tokens that enter are neither kept nor candidates."""
+        return self.layer >= 0 and self.kept + self.candidates < self.visual
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
@@ -162,6 +172,13 @@ class SparsityConfig:
     def size_aware(self) -> bool:
         """Whether merged tokens count as many as they stand for; needs XLA attention."""
         return getattr(self.recycle, "size_aware", False)
+
+    @property
+    def reads_few(self) -> bool:
+        """Whether stages decide without hidden states, and then read those of the kept tokens and the candidates alone.
+        The pruning layer's feed-forward can then wait for the decision, and need not run on the others at all."""
+        parts = (self.score, self.select, *([self.recycle] if self.recycle else []))
+        return not any(getattr(part, "reads_all", True) for part in parts)
 
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
         return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.visual_step)

@@ -40,6 +40,7 @@ class Recycle:
     assign: Literal["euclidean", "cosine"] = "euclidean"
     merge: Literal["mean", "sum"] = "mean"
     size_aware: bool = False
+    reads_all = False
 
     def __post_init__(self):
         if not 0 <= self.candidates <= 1:
@@ -92,7 +93,9 @@ class Rest(Protocol):
     """What becomes of the dropped tokens. `Recycle` is SparseVLM's; anything with these three methods will do.
 
     The counts are plain arithmetic, on ints and arrays alike, and grow with `dropped` and `kept`. `scores` is all that
-    the scorer gave; `size` how many patches each token stands for, for a rest whose `size_aware` is True.
+    the scorer gave; `size` how many patches each token stands for, for a rest whose `size_aware` is True. One that
+    looks at the candidates alone, the first so many behind the kept in `selection.order`, has `reads_all = False`; see
+    `SparsityConfig.reads_few`.
     """
 
     def candidate_count(self, dropped: Any) -> Any: ...

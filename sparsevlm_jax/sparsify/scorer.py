@@ -63,7 +63,8 @@ class Scores(NamedTuple):
 
 class Scorer(Protocol):
     """Anything that scores, as a frozen value. `needs_attention` is False for those that can act before layer 0. One
-    that reads `StageInputs.images` also has `needs_images = True`; it can serve a single stage."""
+    that reads `StageInputs.images` also has `needs_images = True`; it can serve a single stage. One that looks at no
+    hidden state has `reads_all = False`; see `SparsityConfig.reads_few`."""
 
     @property
     def needs_attention(self) -> bool: ...
@@ -86,6 +87,7 @@ class RaterScore:
     gravity: bool = False
     gravity_floor: float = 0.0
     needs_attention = True
+    reads_all = False
 
     def __post_init__(self):
         if self.heads is not None and self.heads <= 0:

@@ -41,7 +41,8 @@ def keep_first(order: Int[Array, "B V"], is_valid: Bool[Array, "B V"], count: In
 
 class Selector(Protocol):
     """How scores become a selection, as a frozen value. `features` are the scorer's, or the tokens themselves, for
-    those that look at more than scores; `capacity` bounds `count`, so a greedy selector needs that many steps."""
+    those that look at more than scores (one that does not has `reads_all = False`, see `SparsityConfig.reads_few`);
+    `capacity` bounds `count`, so a greedy selector needs that many steps."""
 
     def __call__(
         self,
@@ -57,6 +58,8 @@ class Selector(Protocol):
 @dataclass(frozen=True)
 class TopK:
     """The highest scores."""
+
+    reads_all = False
 
     def __call__(self, scores, features, is_valid, count, *, capacity):
         return select(scores, is_valid, count)

@@ -10,13 +10,13 @@ from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .budget import CountInputs
 from .config import SparsityConfig, StagePlan
 from .recycle import Recycled
 from .scorer import Attention, Scores, StageInputs
-from .select import Selection
+from .select import Selection, keep_first
 from .stream import TokenStream, compact, slots_of, to_slots
 from .tower import ImageContext
 
@@ -68,6 +68,15 @@ def decide(
     features = inputs.visual_hidden if scores.features is None else scores.features
     selection = config.select(scores.values, features, is_visual, bounded, capacity=plan.kept)
     return Decision(visual_slot, visual_count, rater_slot, rater_count, scores, wanted, selection)
+
+
+def tokens_read(stream: TokenStream, decision: Decision, plan: StagePlan) -> Bool[Array, "B L"]:
+    """The slots whose hidden states `apply` looks at, for a method that `reads_few`: text, kept tokens, candidates. At
+    most `plan.read` of each row."""
+    is_visual = jnp.arange(decision.visual_slot.shape[1]) < decision.visual_count[:, None]
+    best = keep_first(decision.selection.order, is_visual, decision.selection.count + plan.candidates)
+    is_valid = jnp.arange(stream.is_visual.shape[1]) < stream.length[:, None]
+    return (is_valid & ~stream.is_visual) | to_slots(best.is_kept, stream.is_visual)
 
 
 def apply(

@@ -18,7 +18,7 @@ from sparsevlm_jax.decode import generate
 from sparsevlm_jax.models import LlavaConfig, llava
 from sparsevlm_jax.models.clip import ClipVisionModel
 from sparsevlm_jax.models.params import bind
-from sparsevlm_jax.prefill import PrefillInputs, last_logits, prefill, run_layers, start
+from sparsevlm_jax.prefill import PrefillInputs, feed_forward, last_logits, prefill, run_layers, start
 from sparsevlm_jax.processing import PixelConfig, ProcessedInputs, Processor
 from sparsevlm_jax.sources import load_checkpoint
 from tests.tiny import IMAGE_SIZE, random_image, save_llava, tiny_llava, tiny_tokenizer
@@ -129,7 +129,8 @@ def test_hidden_states_after_every_layer_and_logits_of_every_token(pair, row):
         stream, _ = start(lm, prompt, config=pair.config, sparsity=None, bucket=bucket)
         hidden = [stream.hidden]
         for layer in range(pair.config.text.num_hidden_layers):
-            stream, _ = run_layers(lm, stream, range(layer, layer + 1), implementation="xla")
+            half, _ = run_layers(lm, stream, range(layer, layer + 1), implementation="xla")
+            stream = feed_forward(lm, half, range(layer, layer + 1))
             hidden.append(stream.hidden)
         return hidden[:-1], lm.logits(stream.hidden), last_logits(lm, stream)
 
