@@ -64,24 +64,25 @@ TARGETS = {
 MEGABYTE = 1e6
 _ITEMSIZE = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 _NO_KERNEL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "while", "partition-id"}
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
 
 
 def kernels(computation: str) -> tuple[dict[str, int], float]:
     """Launches of one computation of a compiled program's text, by kind, and the megabytes of the largest array they
-    write into working memory (a result's root apart)."""
+    write, but for those that pad or update a cache."""
     count: collections.Counter[str] = collections.Counter()
     largest = 0.0
-    for name, shape, op in _INSTRUCTION.findall(computation):
+    for line in filter(_INSTRUCTION.match, computation.splitlines()):
+        (name, shape, op), *_ = _INSTRUCTION.findall(line)
         if op in _NO_KERNEL:
             continue
         size = max(map(_megabytes, re.findall(r"(\w+)\[([\d,]*)\]", shape)), default=0.0)
         if "pad" not in name and "dynamic_update_slice" not in name:  # those write the cache
             largest = max(largest, size)
-        if "dot" in name and "attention" not in name:
-            count["products"] += 1
-        elif "dot_product_attention" in name:
+        if "dot_product_attention" in name:
             count["attention"] += 1
+        elif "dot" in name or "__cublas" in line:
+            count["products"] += 1
         elif size > 1 and re.match(r"copy|transpose|wrapped_(copy|transpose)", name):
             count["copies"] += 1
         else:
@@ -102,12 +103,14 @@ def computations(text: str) -> tuple[str, str | None]:
     return entry, parts[loop[1]] if loop else None
 
 
-def built(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> dict[str, Any]:
+def built(function: Callable, *args: Any, donate: tuple[int, ...] = (), is_loop: bool = False) -> dict[str, Any]:
+    """A program's compile time, memory and kernels; of one `is_loop`, those of a turn."""
     start = time.perf_counter()
     program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
     entry, body = computations(program.as_text())
+    assert is_loop == (body is not None), "a loop where none was expected, or none where one was"
     launched, largest = kernels(body or entry)
     return dict(
         compile_s=seconds,
@@ -154,7 +157,7 @@ def programs(
         visual=visual,
         params_gb=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) / 1e9,
         prefill=built(first, params, inputs),
-        decode=built(steps, params, logits, state, limit, donate=(2,)),
+        decode=built(steps, params, logits, state, limit, donate=(2,), is_loop=True),
     )
 
 

@@ -14,8 +14,10 @@ turns; times are medians, "spread" is the interquartile range over the median.
   over time over the second; "of read" the same over the third, since a decode step writes next to nothing.
 - *allowed*: how much faster the pruned prefill could be. By rows: a decoder layer's matrix products are timed at the
   numbers of rows that they have in each layer, which says what smaller products cost here. By roofline: per layer the
-  larger of FLOPs over the product's rate and bytes of weights over the copy's.
-- *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own.
+  larger of FLOPs over the product's rate and bytes of weights over the better of the other two.
+- *answer*: the picture encoded, the prompt prefilled, and as many steps decoded as `--decode` says.
+- *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own, with the
+  gathering of the tokens that a pruning layer's feed-forward runs on.
 - *memory*: what the compiled program needs at once beyond parameters, as XLA has planned it.
 
 PyTorch runs where it is installed (`--no-peers` leaves it out): `transformers` dense, and SparseVLM as the official
@@ -43,6 +45,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from latency_report import tables, write
 from roofline import PARTS, Ceilings, ceilings, floor, layer_products, rows_of_layers, total_ms
 from shapes import MODELS, alternate
 from stages import setting
@@ -135,7 +138,13 @@ def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
         for plan, own in zip(plans, given, strict=True):
             total = jnp.full(case.batch, case.visual)
             decision = sparsify.decide(own["stream"], own["attention"], total, plan, sparsity)
-            left.append(sparsify.apply(own["stream"], decision, plan, sparsity)[0].hidden)
+            stream = own["stream"]
+            if plan.skips and not sparsity.reads_hidden:  # what choosing the feed-forward's tokens takes
+                is_needed = sparsify.needed(stream, decision, plan)
+                slots, _ = sparsify.slots_of(is_needed, plan.needed)
+                few = jnp.take_along_axis(stream.hidden, slots[..., None], axis=1)
+                stream = stream._replace(hidden=sparsify.to_slots(few, is_needed))
+            left.append(sparsify.apply(stream, decision, plan, sparsity)[0].hidden)
         return raters, left
 
     values = [{**own, "attention": own["attention"]._replace(rope_theta=float(config.rope_theta))} for own in given]
@@ -171,21 +180,21 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
         calls[name] = partial(program.call, case.params, inputs)
         state = calls[name]()
         logits[name] = np.asarray(state.logits, np.float32)
-        limit = jnp.int32(options.decode)
+        limit = jnp.int32(options.decode + 1)  # the first token is prefill's, each other one takes a step
         answer = compiled(
-            decode.generate, case.params, state.logits, state.state, limit, buffer=options.decode, **case.static
+            decode.generate, case.params, state.logits, state.state, limit, buffer=options.decode + 1, **case.static
         )
         steps[name] = partial(answer.call, case.params, state.logits, state.state, limit)
         tokens = rows_of_layers(case.config.text, case.bucket, sparsity)
-        read = dict(enumerate(tokens.read))
+        passing = dict(enumerate(tokens.feed_forward))
         rows[name] |= dict(
             cold_s=program.cold + answer.cold,
             cached_s=program.cached + answer.cached,
             working_mb=program.working_mb,
             kv_mb=state.state.cache.nbytes / 1e6,
             tokens_entering=float(np.mean(tokens.entering)) - case.text,
-            flops=case.batch * accounting.decoder_flops(tokens.entering, case.config.text, read),
-            rows=tokens,
+            flops=case.batch * accounting.decoder_flops(tokens.entering, case.config.text, passing),
+            layer_rows=tokens,
         )
         if sparsity and sparsity.merging:
             encoders[name] = partial(jax.jit(partial(encode, **case.static, **_tower(sparsity))), case.params, images)
@@ -201,7 +210,8 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
     for name, times in alternate(encoders, repeats=options.repeats).items():
         rows[name]["encode_ms"] = statistics.median(times)
     _hold_against(case, rows, found, rates, options)
-    return dict(batch=case.batch, text=case.text, visual=case.visual, rows=rows)
+    title = dict(model=options.model, dtype=case.dtype.name, batch=case.batch, text=case.text, visual=case.visual)
+    return dict(**title, rows=rows)
 
 
 def _spread(times: list[float]) -> float:
@@ -221,7 +231,7 @@ def _hold_against(
     products = {
         (part, n): layer_products(case.config.text, case.params, part, n * case.batch, layers)
         for row in rows.values()
-        for part, counts in zip(PARTS, row.get("rows", ((), ())), strict=True)
+        for part, counts in zip(PARTS, row.get("layer_rows", ((), ())), strict=True)
         for n in counts
     }
     times = alternate(products, repeats=options.repeats)
@@ -235,15 +245,18 @@ def _hold_against(
     dense = rows["dense"]
     for name, row in rows.items():
         row["speedup"] = dense["prefill_ms"] / row["prefill_ms"]
-        if "rows" not in row:
+        if "decode_ms" in row:
+            encode_ms = row.get("encode_ms", dense["encode_ms"])
+            row["answer_ms"] = encode_ms + row["prefill_ms"] + options.decode * row["decode_ms"]
+            row["tokens_per_s"] = case.batch / (row["decode_ms"] / 1e3)
+        if "layer_rows" not in row:
             continue
         row["mfu"] = row["flops"] / (row["prefill_ms"] / 1e3) / rates.product
         bytes_per_s = (weights + head + row["kv_mb"] * 1e6) / (row["decode_ms"] / 1e3)
         row |= dict(mbu=bytes_per_s / rates.copy, of_read=bytes_per_s / rates.read)
-        row["tokens_per_s"] = case.batch / (row["decode_ms"] / 1e3)
-        row["allowed_by_rows"] = total_ms(dense["rows"], product_ms) / total_ms(row["rows"], product_ms)
+        row["allowed_by_rows"] = total_ms(dense["layer_rows"], product_ms) / total_ms(row["layer_rows"], product_ms)
         lowest = partial(floor, case.config.text, case.batch, weights=weights, rates=rates)
-        row["allowed_by_roofline"] = lowest(dense["rows"]) / lowest(row["rows"])
+        row["allowed_by_roofline"] = lowest(dense["layer_rows"]) / lowest(row["layer_rows"])
         row["share_reached"] = row["speedup"] / row["allowed_by_rows"]
         if name in stages:
             row["stages_of_dense"] = statistics.median(stages[name]) / dense["prefill_ms"]
@@ -298,60 +311,6 @@ def _agree(name: str, theirs: Any, ours: np.ndarray, *, exact: bool) -> None:
         raise ValueError(f"{name} computes something else: its last logits differ from ours by {error:.1e}")
 
 
-HEAD = (
-    ("encode ms", "encode_ms", ".1f"),
-    ("prefill ms", "prefill_ms", ".1f"),
-    ("spread", "spread", ".1%"),
-    ("faster than dense", "speedup", ".2f"),
-    ("allowed by rows", "allowed_by_rows", ".2f"),
-    ("by roofline", "allowed_by_roofline", ".2f"),
-    ("reached, of rows", "share_reached", ".0%"),
-    ("stages", "stages_of_dense", ".2%"),
-    ("MFU", "mfu", ".0%"),
-    ("decode ms a token", "decode_ms", ".2f"),
-    ("MBU", "mbu", ".0%"),
-    ("of read", "of_read", ".0%"),
-    ("working MB", "working_mb", ".0f"),
-    ("KV MB", "kv_mb", ".1f"),
-    ("compile s", "cold_s", ".1f"),
-    ("cached s", "cached_s", ".1f"),
-)
-
-
-def table(result: dict[str, Any]) -> str:
-    title = f"batch {result['batch']}, {result['visual']} image tokens, {result['text']} words"
-    lines = [f"{title}\n", "| |" + "|".join(f" {head} " for head, _, _ in HEAD) + "|", "|---" * (len(HEAD) + 1) + "|"]
-    for name, row in result["rows"].items():
-        cells = (format(row[key], form) if key in row else "" for _, key, form in HEAD)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Prefill of every variant, a panel for each batch; a mark where the roofline's speed-up over dense would be."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.8 + 0.36 * sum(len(r["rows"]) for r in results)), dpi=130, layout="constrained")
-    axes = figure.subplots(len(results), squeeze=False, height_ratios=[len(r["rows"]) for r in results])[:, 0]
-    for result, own in zip(results, axes, strict=True):
-        names = list(result["rows"])[::-1]
-        times = [result["rows"][name]["prefill_ms"] for name in names]
-        colours = ["tab:blue" if "rows" in result["rows"][name] else "tab:grey" for name in names]
-        bars = own.barh(names, times, color=colours)
-        own.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-        dense = result["rows"]["dense"]["prefill_ms"]
-        for place, name in enumerate(names):
-            if "allowed_by_roofline" in result["rows"][name]:
-                own.plot(
-                    [dense / result["rows"][name]["allowed_by_roofline"]] * 2, [place - 0.4, place + 0.4], "k-", lw=1.2
-                )
-        own.set(
-            xlabel="prefill, ms (line: dense over the speed-up that the roofline allows)",
-            title=f"batch {result['batch']}, {result['text']} words",
-        )
-    figure.savefig(path)
-
-
 def environment() -> dict[str, str]:
     device = jax.devices()[0]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -396,12 +355,11 @@ def main() -> None:
         for batch, text in itertools.product(options.batch, options.text):
             case = Case(config, params, dtype, implementation, batch, text)
             results.append(measure(case, options, rates))
-            print(f"\n{table(results[-1])}\n", flush=True)
+            print(f"\n{tables(results[-1])}\n", flush=True)
     record = dict(**environment(), model=options.model, dtype=jnp.dtype(dtype).name, **rates._asdict())
     record |= dict(results=results)
-    (options.out / "results.md").write_text("\n\n".join(map(table, results)) + "\n")
     (options.out / "results.json").write_text(json.dumps(record) + "\n")
-    plot(results, options.out / "results.png")
+    write(results, options.out)
     print(json.dumps(record))
 
 

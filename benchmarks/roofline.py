@@ -47,19 +47,21 @@ class Rows(NamedTuple):
     """Tokens of one prompt, text included, in each layer: those that enter it, and those its feed-forward runs on."""
 
     entering: list[int]
-    read: list[int]
+    feed_forward: list[int]
 
 
 def rows_of_layers(config: LlamaConfig, bucket: Bucket, sparsity: SparsityConfig | None) -> Rows:
     """One picture in a prompt."""
-    entering, read, now = [], [], bucket.visual
+    entering, passing, now = [], [], bucket.visual
     for layers, plan in segments(config.num_hidden_layers, sparsity, bucket):
         entering += [now + bucket.text] * len(layers)
-        read += [now + bucket.text] * len(layers)
-        if plan and sparsity and sparsity.reads_few and plan.skips:
-            read[-1] = plan.read
+        passing += [now + bucket.text] * len(layers)
+        if plan and sparsity and plan.skips and not sparsity.reads_hidden:
+            passing[-1] = plan.needed
+        elif plan is None and layers:
+            passing[-1] = 1
         now = plan.leaving if plan else now
-    return Rows(entering, [*read[:-1], 1])
+    return Rows(entering, passing)
 
 
 def layer_products(config: LlamaConfig, params: dict, part: str, rows: int, layers: int) -> Callable[[], Any]:
@@ -91,6 +93,6 @@ def total_ms(rows: Rows, product_ms: dict[tuple[str, int], float]) -> float:
 
 def floor(config: LlamaConfig, batch: int, rows: Rows, weights: int, rates: Ceilings) -> float:
     """Seconds of prefill by roofline: layer by layer the longer of its FLOPs and its weights' bytes."""
-    one = weights / config.num_hidden_layers / rates.copy
-    flops = (accounting.layer_flops(n, config, feed_forward=read) for n, read in zip(*rows, strict=True))
+    one = weights / config.num_hidden_layers / max(rates.copy, rates.read)
+    flops = (accounting.layer_flops(n, config, feed_forward=passing) for n, passing in zip(*rows, strict=True))
     return sum(max(batch * count / rates.product, one) for count in flops)

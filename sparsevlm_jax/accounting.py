@@ -98,11 +98,11 @@ def paper_macs(tokens: Sequence[int], config: LlamaConfig) -> int:
     return sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in tokens)
 
 
-def decoder_flops(tokens: Sequence[int], config: LlamaConfig, read: Mapping[int, int] | None = None) -> int:
-    """Exact matmul FLOPs of prefill over `tokens` entering each layer. Feed-forwards run on the tokens that are read:
-    `read` of them behind the layers it names, one behind the last, elsewhere all. The head sees one."""
-    read = {**(read or {}), len(tokens) - 1: 1}
-    layers = sum(layer_flops(n, config, feed_forward=read.get(layer, n)) for layer, n in enumerate(tokens))
+def decoder_flops(tokens: Sequence[int], config: LlamaConfig, feed_forward: Mapping[int, int] | None = None) -> int:
+    """Exact matmul FLOPs of prefill over `tokens` entering each layer. `feed_forward[layer]` tokens pass that layer's
+    feed-forward; where it does not say, all of them, but one in the last layer. The head sees one."""
+    passing = {len(tokens) - 1: 1, **(feed_forward or {})}
+    layers = sum(layer_flops(n, config, feed_forward=passing.get(layer, n)) for layer, n in enumerate(tokens))
     return layers + 2 * config.hidden_size * config.vocab_size
 
 
@@ -186,10 +186,10 @@ def report(
     itemsize: int,
     timing: Timing,
     merging: TowerMerging | None = None,
-    read: Mapping[int, int] | None = None,
+    feed_forward: Mapping[int, int] | None = None,
 ) -> Report:
-    """Everything `Report` says of one row, from the visual tokens `leaving` the pruning `layers`. `read` is as in
-    `decoder_flops`."""
+    """Everything `Report` says of one row, from the visual tokens `leaving` the pruning `layers`. `feed_forward` is as
+    in `decoder_flops`."""
     text = config.text
     total = images * config.tokens_per_image
     entering = tokens_entering(total, layers, leaving, text.num_hidden_layers)
@@ -203,7 +203,7 @@ def report(
         overflow=tuple(overflow),
         paper_macs=paper_macs(sparse, text),
         paper_macs_dense=paper_macs(dense, text),
-        flops=encoder_flops(images, config, merging) + decoder_flops(sparse, text, read),
+        flops=encoder_flops(images, config, merging) + decoder_flops(sparse, text, feed_forward),
         flops_dense=encoder_flops(images, config) + decoder_flops(dense, text),
         kv_bytes=kv_bytes(sparse, text, itemsize),
         kv_bytes_dense=kv_bytes(dense, text, itemsize),

@@ -38,7 +38,8 @@ from .sparsify import Bucket, Decision, SparsityConfig, StagePlan, TokenStream, 
 
 
 class Segment(NamedTuple):
-    """A segment has run: the stream behind it, its layers' state, and what the next stage decided, or the logits."""
+    """A segment has run: the stream behind it (as `finish_and_decide` leaves it; of the last one the last token), its
+    layers' state, and what the next stage decided, or the logits."""
 
     stream: TokenStream
     visual_total: Int[Array, " B"]
@@ -49,11 +50,12 @@ class Segment(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A result with the milliseconds its programs ran and compiled."""
+    """A result with the milliseconds its programs ran and compiled, and the stages as they were planned on the way."""
 
     result: PrefillResult
     run_ms: float
     compile_ms: float
+    plans: tuple[StagePlan, ...]
 
 
 def prefill_bucketed(
@@ -77,9 +79,10 @@ def prefill_bucketed(
     ends = [*(layer + 1 for layer in layers), depth]
     plan = sparsity.bound(layers[0], bucket.visual, bucket) if layers else None
     segment, run_ms, compile_ms = _first(params, inputs, bucket=bucket, end=ends[0], plan=plan, **static)
-    segments = [segment]
+    segments, plans = [segment], []
     for stage, end in enumerate(ends[1:]):
         assert plan is not None
+        plans.append(plan)
         leaving = ladder(int(np.max(np.asarray(segment.leaving))), plan.leaving)
         fitted = dataclasses.replace(plan, leaving=leaving)
         plan = sparsity.bound(layers[stage + 1], leaving, bucket) if stage + 1 < len(layers) else None
@@ -89,7 +92,7 @@ def prefill_bucketed(
         )
         run_ms, compile_ms = run_ms + ms, compile_ms + compiling_ms
         segments.append(segment)
-    return Timed(_result(segments), run_ms, compile_ms)
+    return Timed(_result(segments), run_ms, compile_ms, tuple(plans))
 
 
 def ladder(tokens: int, limit: int) -> int:

@@ -6,8 +6,8 @@
 for callers that want the host to look at the counts in between.
 
 A layer is two halves, attention and feed-forward. The keys and values that a cache needs come from the first; the
-second, the larger, runs on the tokens that somebody reads: in the last layer that is one, and in a pruning layer those
-that stay and those that are recycled.
+second, the larger, runs on the tokens that somebody reads: in the last layer that is one, and in a pruning layer, where
+the method decides without hidden states, those that stay and those that are recycled.
 
 B batch · L tokens · I images · V visual tokens · S stages · D model dim · W vocabulary
 """
@@ -36,11 +36,11 @@ from .sparsify import (
     TokenStream,
     apply,
     decide,
+    needed,
     question_mask,
     select_raters,
     slots_of,
     to_slots,
-    tokens_read,
 )
 
 
@@ -133,8 +133,9 @@ def prefill(
             stream = feed_forward(lm, last_token(half), layers)
             continue
         images = None if counts else context_of_rows(inputs.image_context, stream.is_visual, plan.visual)
-        given = (outputs.attention, visual_total, plan, sparsity, images)
-        stream, decision = finish_and_decide(lm, half, layers, *given, read_all=trace)
+        stream, decision = finish_and_decide(
+            lm, half, layers, outputs.attention, visual_total, plan, sparsity, images, whole=trace
+        )
         pruned, recycled = apply(stream, decision, plan, sparsity, noise=(noise or {}).get(plan.layer))
         counts.append(pruned.is_visual.sum(axis=1))
         wanted.append(decision.wanted)
@@ -222,7 +223,8 @@ def run_layers(
 
 
 def feed_forward(lm: CausalLM, stream: TokenStream, layers: range) -> TokenStream:
-    """The feed-forward of the last of `layers`, two thirds to four fifths of a layer's work; nothing of none."""
+    """The feed-forward of the last of `layers`, which `run_layers` leaves out and which is two thirds to four fifths of
+    a layer's work. No layers: the stream as it is."""
     if not layers:
         return stream
     return stream._replace(hidden=lm.language_model.layers[layers[-1]].feed_forward(stream.hidden))
@@ -238,21 +240,21 @@ def finish_and_decide(
     sparsity: SparsityConfig,
     images: ImageContext | None = None,
     *,
-    read_all: bool = False,
+    whole: bool = False,
 ) -> tuple[TokenStream, Decision]:
-    """The stream behind `layers`, and what the stage there decides.
+    """The stream behind `layers`, from `half`, which `run_layers` gave; and what the stage there decides.
 
-    Where the decision looks at no hidden state it comes first, and the feed-forward runs on the tokens that `apply`
-    will read; hidden states of the others are 0. `read_all` runs it on all.
+    Where the method decides without hidden states, the decision comes first and the feed-forward runs on the tokens
+    that `apply` will look at; hidden states of the others are 0. With `whole` it always runs on all.
     """
-    if read_all or not (sparsity.reads_few and plan.skips):
+    if whole or sparsity.reads_hidden or not plan.skips:
         stream = feed_forward(lm, half, layers)
         return stream, decide(stream, attention, visual_total, plan, sparsity, images)
     decision = decide(half, attention, visual_total, plan, sparsity, images)
-    is_read = tokens_read(half, decision, plan)
-    slots, _ = slots_of(is_read, plan.read)
+    is_needed = needed(half, decision, plan)
+    slots, _ = slots_of(is_needed, plan.needed)
     few = half._replace(hidden=jnp.take_along_axis(half.hidden, slots[..., None], axis=1))
-    return half._replace(hidden=to_slots(feed_forward(lm, few, layers).hidden, is_read)), decision
+    return half._replace(hidden=to_slots(feed_forward(lm, few, layers).hidden, is_needed)), decision
 
 
 def last_token(stream: TokenStream) -> TokenStream:

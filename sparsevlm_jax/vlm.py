@@ -213,6 +213,7 @@ class Run:
             )
         depth = vlm.config.text.num_hidden_layers
         self.plans: tuple[StagePlan, ...] = sparsity.plan(depth, self.batch.bucket) if sparsity else ()
+        self.ran = self.plans  # bucketed prefill plans anew, by the counts it finds
         self.encode_ms: float | None = None
         self.prefill_ms = self.compile_ms = 0.0
 
@@ -245,7 +246,7 @@ class Run:
         inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), images.features, images.context)
         counts_vary = any(plan.table is None for plan in self.plans)
         if self.sparsity and self.sparsity.adaptive == "bucketed" and counts_vary and not trace:
-            result, self.prefill_ms, compile_ms = prefill_bucketed(vlm.params, inputs, **static)
+            result, self.prefill_ms, compile_ms, self.ran = prefill_bucketed(vlm.params, inputs, **static)
         else:
             result, self.prefill_ms, compile_ms = _prefill(vlm.params, inputs, trace=trace, **static)
         self.compile_ms += compile_ms
@@ -278,16 +279,17 @@ class Run:
             itemsize=self.vlm.dtype.itemsize,
             timing=timing,
             merging=self.sparsity.merging if self.sparsity else None,
-            read={stage.plan.layer: text + stage.kept + stage.candidates for stage in stages if stage.skips},
+            feed_forward={stage.plan.layer: text + stage.needed for stage in stages if stage.plan.layer >= 0},
         )
 
     def _stages(self, entering: int, wanted: list[int], leaving: list[int]) -> "list[_Stage]":
         stages, method = [], self.sparsity
-        for plan, want, left in zip(self.plans, wanted, leaving, strict=True):
+        for plan, want, left in zip(self.ran, wanted, leaving, strict=True):
             assert method is not None  # there are no plans without
             kept = min(want, plan.kept, entering)
-            candidates = method.recycle.candidate_count(entering - kept) if isinstance(method.recycle, Recycle) else 0
-            stages.append(_Stage(plan, entering, kept, int(candidates), left, method.reads_few and plan.skips))
+            candidates = int(method.recycle.candidate_count(entering - kept)) if method.recycle else 0
+            needed = entering if method.reads_hidden or not plan.skips else kept + candidates
+            stages.append(_Stage(plan, entering, kept, candidates, left, needed))
             entering = left
         return stages
 
@@ -300,7 +302,7 @@ class Run:
             stage.plan.layer,
             text=1 if method.raters == "last" else text,
             entering=stage.entering,
-            candidates=stage.candidates,
+            candidates=stage.candidates if isinstance(method.recycle, Recycle) else 0,
             clusters=stage.left - stage.kept,
             dim=dim,
             adaptive=stage.plan.table is None,
@@ -311,15 +313,15 @@ class Run:
 
 
 class _Stage(NamedTuple):
-    """What one row's stage did: visual tokens that entered, were kept, were clustered, and left it; and whether the
-    layer's feed-forward left out the others."""
+    """What one row's stage did: visual tokens that entered, were kept, were candidates for the rest, left it, and
+    passed the layer's feed-forward."""
 
     plan: StagePlan
     entering: int
     kept: int
     candidates: int
     left: int
-    skips: bool
+    needed: int
 
 
 def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSource]], bool]:

@@ -18,6 +18,7 @@ METHODS = {
     "v1.0": SparsityConfig(budget=RankScale(0.8), layers=(1, 2), name="v1.0"),
     "stable rank": SparsityConfig(budget=RankScale(4.0, 1.0, measure="stable"), layers=(1,), name="stable"),
     "paper": SparsityConfig.paper(0.8),
+    "bounded": SparsityConfig(budget=RankScale(0.8, capacity=12), layers=(1, 2), recycle=None, name="bounded"),
 }
 
 

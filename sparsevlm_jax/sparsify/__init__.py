@@ -32,7 +32,7 @@ from .scores import (
     score,
 )
 from .select import Selection, Selector, TopK, keep_first, select
-from .stage import Decision, apply, decide, tokens_read
+from .stage import Decision, apply, decide, needed
 from .stream import TokenStream, compact, slots_of, to_slots
 from .tower import ImageContext, MergedTokens, TowerMerging
 
@@ -83,6 +83,7 @@ __all__ = [
     "mean_after_layers",
     "mean_entering_layers",
     "mean_over_heads",
+    "needed",
     "onto_visual",
     "parse_amount",
     "priority_heads",
@@ -96,5 +97,4 @@ __all__ = [
     "slots_of",
     "spread_rank",
     "to_slots",
-    "tokens_read",
 ]

@@ -65,13 +65,13 @@ class StagePlan:
         return self.bucket.text + self.leaving
 
     @property
-    def read(self) -> int:
-        """Slots whose hidden states a method that `reads_few` looks at; fewer than the stream has where `skips`."""
+    def needed(self) -> int:
+        """The most tokens that are kept, candidates or text."""
         return self.bucket.text + min(self.kept + self.candidates, self.visual)
 
     @property
     def skips(self) -> bool:
-        """Whether some of the tokens that enter are neither kept nor candidates."""
+        """Whether some of the tokens that enter are none of these."""
         return self.layer >= 0 and self.kept + self.candidates < self.visual
 
 
@@ -174,11 +174,11 @@ class SparsityConfig:
         return getattr(self.recycle, "size_aware", False)
 
     @property
-    def reads_few(self) -> bool:
-        """Whether stages decide without hidden states, and then read those of the kept tokens and the candidates alone.
-        The pruning layer's feed-forward can then wait for the decision, and need not run on the others at all."""
+    def reads_hidden(self) -> bool:
+        """Whether a stage looks at hidden states of tokens that it drops. Where score, select and recycle all say no (a
+        subclass says so anew), the pruning layer's feed-forward waits for the decision and leaves those tokens out."""
         parts = (self.score, self.select, *([self.recycle] if self.recycle else []))
-        return not any(getattr(part, "reads_all", True) for part in parts)
+        return any(vars(type(part)).get("reads_hidden", True) for part in parts)
 
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
         return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.visual_step)

@@ -40,7 +40,7 @@ class Recycle:
     assign: Literal["euclidean", "cosine"] = "euclidean"
     merge: Literal["mean", "sum"] = "mean"
     size_aware: bool = False
-    reads_all = False
+    reads_hidden = False
 
     def __post_init__(self):
         if not 0 <= self.candidates <= 1:
@@ -94,8 +94,8 @@ class Rest(Protocol):
 
     The counts are plain arithmetic, on ints and arrays alike, and grow with `dropped` and `kept`. `scores` is all that
     the scorer gave; `size` how many patches each token stands for, for a rest whose `size_aware` is True. One that
-    looks at the candidates alone, the first so many behind the kept in `selection.order`, has `reads_all = False`; see
-    `SparsityConfig.reads_few`.
+    looks at no hidden states but those of the kept tokens and the candidates, the first so many behind the kept in
+    `selection.order`, says `reads_hidden = False`; see `SparsityConfig.reads_hidden`.
     """
 
     def candidate_count(self, dropped: Any) -> Any: ...
@@ -152,7 +152,7 @@ def recycle(
     """Clusters each row's best dropped tokens and merges every cluster.
 
     Args:
-        hidden: the visual tokens the selection was made from.
+        hidden: the visual tokens the selection is about; only those of candidates are looked at.
         candidate_capacity, merged_capacity: static bounds of the per-row counts, C and M.
         noise: U(0, 1) per visual token, which the official code draws to break ties of density (times 1e-6). Left out,
             ties go to the higher score, and the result is deterministic.

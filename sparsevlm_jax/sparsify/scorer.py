@@ -29,7 +29,8 @@ class Attention(NamedTuple):
 class StageInputs(NamedTuple):
     """What a stage sees. `visual_slot` and `rater_slot` say where the visual tokens and raters sit in the stream;
     `is_visual` and `is_rater` which entries are real. `attention` is None before the first layer. The first stage, in
-    which all visual tokens are present, image by image `visual_step` each, also sees the tower's `images`."""
+    which all visual tokens are present, image by image `visual_step` each, also sees the tower's `images`. Hidden
+    states are those behind the layer, unless no part of the method reads them: then its feed-forward is yet to run."""
 
     stream: TokenStream
     attention: Attention | None
@@ -64,7 +65,7 @@ class Scores(NamedTuple):
 class Scorer(Protocol):
     """Anything that scores, as a frozen value. `needs_attention` is False for those that can act before layer 0. One
     that reads `StageInputs.images` also has `needs_images = True`; it can serve a single stage. One that looks at no
-    hidden state has `reads_all = False`; see `SparsityConfig.reads_few`."""
+    hidden state says `reads_hidden = False`; see `SparsityConfig.reads_hidden`."""
 
     @property
     def needs_attention(self) -> bool: ...
@@ -87,7 +88,7 @@ class RaterScore:
     gravity: bool = False
     gravity_floor: float = 0.0
     needs_attention = True
-    reads_all = False
+    reads_hidden = False
 
     def __post_init__(self):
         if self.heads is not None and self.heads <= 0:

@@ -41,8 +41,8 @@ def keep_first(order: Int[Array, "B V"], is_valid: Bool[Array, "B V"], count: In
 
 class Selector(Protocol):
     """How scores become a selection, as a frozen value. `features` are the scorer's, or the tokens themselves, for
-    those that look at more than scores (one that does not has `reads_all = False`, see `SparsityConfig.reads_few`);
-    `capacity` bounds `count`, so a greedy selector needs that many steps."""
+    those that look at more than scores (one that does not says `reads_hidden = False`, see
+    `SparsityConfig.reads_hidden`); `capacity` bounds `count`, so a greedy selector needs that many steps."""
 
     def __call__(
         self,
@@ -59,7 +59,7 @@ class Selector(Protocol):
 class TopK:
     """The highest scores."""
 
-    reads_all = False
+    reads_hidden = False
 
     def __call__(self, scores, features, is_valid, count, *, capacity):
         return select(scores, is_valid, count)

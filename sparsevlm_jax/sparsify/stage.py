@@ -45,7 +45,8 @@ def decide(
     config: SparsityConfig,
     images: ImageContext | None = None,
 ) -> Decision:
-    """Scores the visual tokens of `stream`, which has passed `plan.layer`, and selects those that stay.
+    """Scores the visual tokens of `stream`, which has passed `plan.layer` (of a method without `reads_hidden`, that
+    layer's attention at least), and selects those that stay.
 
     Args:
         attention: that layer's queries and keys; None before layer 0.
@@ -70,9 +71,9 @@ def decide(
     return Decision(visual_slot, visual_count, rater_slot, rater_count, scores, wanted, selection)
 
 
-def tokens_read(stream: TokenStream, decision: Decision, plan: StagePlan) -> Bool[Array, "B L"]:
-    """The slots whose hidden states `apply` looks at, for a method that `reads_few`: text, kept tokens, candidates. At
-    most `plan.read` of each row."""
+def needed(stream: TokenStream, decision: Decision, plan: StagePlan) -> Bool[Array, "B L"]:
+    """The slots whose hidden states `apply` looks at, for a method without `reads_hidden`: text, kept tokens and
+    candidates, at most `plan.needed` of each row."""
     is_visual = jnp.arange(decision.visual_slot.shape[1]) < decision.visual_count[:, None]
     best = keep_first(decision.selection.order, is_visual, decision.selection.count + plan.candidates)
     is_valid = jnp.arange(stream.is_visual.shape[1]) < stream.length[:, None]

@@ -89,3 +89,21 @@ def test_an_implementation_that_cannot_run_here_is_an_error_not_another_one():
     q, k, v = qkv(4)
     with pytest.raises(Exception, match=r"(?i)cudnn|cuda|gpu|dtype"):
         attention.causal_attention(q, k, v, jnp.array(LENGTHS), implementation="cudnn")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() == "cpu", reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_cudnn_is_the_plain_formula_to_half_precision(kv_heads):
+    q, k, v = (array.astype(jnp.bfloat16) for array in qkv(kv_heads))
+    length, rows = jnp.array(LENGTHS), jnp.arange(3)
+    causal = attention.causal_attention(q, k, v, length, implementation="cudnn")
+    full = attention.full_attention(q, k, v, implementation="cudnn")
+    last = q[rows, length - 1][:, None]
+    decoded = attention.decode_attention(last, k, v, length, implementation="cudnn")
+    for row, own in enumerate(LENGTHS):
+        expected = plain(*(np.asarray(array[row], np.float32) for array in (q, k, v)), length=own)
+        for out, held in ((causal[row, :own], expected), (decoded[row], expected[-1:])):
+            assert np.linalg.norm(np.float64(out) - held) < 1e-2 * np.linalg.norm(held)
+    exact = attention.full_attention(*(array.astype(jnp.float32) for array in (q, k, v)), implementation="xla")
+    assert np.linalg.norm(np.float64(full) - np.float64(exact)) < 1e-2 * np.linalg.norm(exact)
