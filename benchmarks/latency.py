@@ -13,7 +13,7 @@ turns; times are medians, "spread" is the interquartile range over the median.
   the same run. MFU is exact matmul FLOPs over time over the first; MBU the weights and cache that a decode step reads,
   over time over the second; "of read" the same over the third, since a decode step writes next to nothing.
 - *allowed*: how much faster the pruned prefill could be. By rows: a decoder layer's matrix products are timed at the
-  numbers of rows that they have in each layer, which says what smaller products cost here. By roofline: per layer the
+  numbers of rows that they have in each layer, the best of the runs, which says what smaller products cost here. By roofline: per layer the
   larger of FLOPs over the product's rate and bytes of weights over the better of the other two.
 - *answer*: the picture encoded, the prompt prefilled, and as many steps decoded as `--decode` says.
 - *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own, with the
@@ -235,7 +235,7 @@ def _hold_against(
         for n in counts
     }
     times = alternate(products, repeats=options.repeats)
-    product_ms = {key: statistics.median(values) / layers for key, values in times.items()}
+    product_ms = {key: min(values) / layers for key, values in times.items()}
     own = {name: sparsity for name, sparsity in found.items() if sparsity and name.startswith("sparsevlm ")}
     stages = alternate({name: all_stages(case, sparsity) for name, sparsity in own.items()}, repeats=options.repeats)
     weights = sum(

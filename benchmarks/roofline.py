@@ -74,7 +74,7 @@ def layer_products(config: LlamaConfig, params: dict, part: str, rows: int, laye
             leaves = params["language_model"]["layers"][str(index)][part]
             own = {name: leaf["kernel"].T for name, leaf in leaves.items()}
             if part == "mlp":
-                x = x + (x @ own["gate_proj"] + x @ own["up_proj"]) @ own["down_proj"]
+                x = x + ((x @ own["gate_proj"]) * (x @ own["up_proj"])) @ own["down_proj"]  # a sum XLA would factor
             else:
                 unused += [x @ own["k_proj"], x @ own["v_proj"]]
                 x = x + x @ own["q_proj"] @ own["o_proj"]
