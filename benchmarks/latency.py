@@ -13,8 +13,8 @@ turns; times are medians, "spread" is the interquartile range over the median.
   the same run. MFU is exact matmul FLOPs over time over the first; MBU the weights and cache that a decode step reads,
   over time over the second; "of read" the same over the third, since a decode step writes next to nothing.
 - *allowed*: how much faster the pruned prefill could be. By rows: a decoder layer's matrix products are timed at the
-  numbers of rows that they have in each layer, the best of the runs, which says what smaller products cost here. By roofline: per layer the
-  larger of FLOPs over the product's rate and bytes of weights over the better of the other two.
+  numbers of rows that they have in each layer, the best of the runs, which says what smaller products cost here. By
+  roofline: per layer the larger of FLOPs over the product's rate and bytes of weights over the better of the other two.
 - *answer*: the picture encoded, the prompt prefilled, and as many steps decoded as `--decode` says.
 - *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own, with the
   gathering of the tokens that a pruning layer's feed-forward runs on.
