@@ -262,7 +262,6 @@ def test_programs_for_a_gpu_lower_on_a_machine_without_one(monkeypatch, tokens):
 
 
 LEAVE_OUT = {
-    "kept": METHODS["kept"],
     "plus": METHODS["plus"],
     "kept positions and recycling": dataclasses.replace(METHODS["kept"], positions="keep"),
     "size-aware": dataclasses.replace(METHODS["kept"], recycle=Recycle(size_aware=True)),
