@@ -209,7 +209,8 @@ def shapes_of_a_stage(config, plant=lambda stream: stream):
         return apply(stream, decision, plan, config)
 
     flags = array(2, length, dtype=bool)
-    stream = TokenStream(array(2, length, 64), array(2, length, dtype=int), flags, flags, array(2, dtype=int))
+    position_ids, lengths = array(2, length, dtype=jnp.int32), array(2, dtype=jnp.int32)
+    stream = TokenStream(array(2, length, 64), position_ids, flags, flags, lengths)
     return shapes_within(both, stream, array(2, length, 4, 16), array(2, length, 4, 16))
 
 
@@ -236,7 +237,7 @@ def test_that_check_would_see_a_map_planted_in_a_loop():
 
 def test_recycling_2000_tokens_of_width_4096_needs_no_difference_of_every_pair():
     every = Recycle(candidates=Fraction(1), cluster_size=10)
-    selection = Selection(array(1, 2000, dtype=int), array(1, 2000, dtype=bool), array(1, dtype=int))
+    selection = Selection(array(1, 2000, dtype=jnp.int32), array(1, 2000, dtype=bool), array(1, dtype=jnp.int32))
     cluster = functools.partial(recycle, rule=every, candidate_capacity=2000, merged_capacity=201)
-    shapes = shapes_within(cluster, array(1, 2000, 4096), selection, array(1, dtype=int))
+    shapes = shapes_within(cluster, array(1, 2000, 4096), selection, array(1, dtype=jnp.int32))
     assert max(math.prod(shape) for shape in shapes) == 2000 * 4096
