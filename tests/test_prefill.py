@@ -88,8 +88,8 @@ def test_jit_computes_what_eager_does(params):
 def assert_same_answer(together, b, alone):
     """Row `b` of a batch against row 0 of a run of its own."""
     (batched, batched_answer), (single, single_answer) = together, alone
-    # Rounding: one ulp in the parameters moves these logits by up to 1e-5; kernels differ with the batch and the CPU.
-    assert relative_error(batched.logits[b], single.logits[0]) < 3e-5
+    # Rounding: one ulp in the parameters moves these logits by up to 1e-5, those of either side.
+    assert relative_error(batched.logits[b], single.logits[0]) < 2e-5
     np.testing.assert_array_equal(batched_answer.tokens[b], single_answer.tokens[0])
     np.testing.assert_array_equal(batched.visual_count[:, b], single.visual_count[:, 0])
     np.testing.assert_array_equal(batched.state.cache[:, b], single.state.cache[:, 0])
@@ -281,10 +281,10 @@ def test_what_nobody_reads_need_not_run(params, name):
         return jax.jit(functools.partial(call, trace=trace))(params, batch(ROWS, BUCKET))
 
     few, every = run(False), run(True)
-    assert relative_error(few.logits, every.logits) < 3e-5
+    assert relative_error(few.logits, every.logits) < 2e-5
     np.testing.assert_array_equal(few.visual_count, every.visual_count)
     for ours, theirs in zip(jax.tree.leaves(few.state), jax.tree.leaves(every.state), strict=True):
-        assert relative_error(ours, theirs) < 3e-5
+        assert relative_error(ours, theirs) < 2e-5
 
 
 def feed_forward_tokens(params, sparsity):
