@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from .hf_config import ConfigReader
-from .linear import linear
+from .linear import linear, matmul
 from .rope import Rotary, rotary, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -184,7 +184,7 @@ class CausalLM(nnx.Module):
         hidden = self.language_model.norm(hidden)
         tied = self.config.tie_word_embeddings
         weight = self.language_model.embed_tokens.embedding if tied else self.lm_head.kernel
-        return jnp.einsum("...D,WD->...W", hidden, weight[...], preferred_element_type=jnp.float32)
+        return matmul(hidden, weight[...], dtype=jnp.float32)
 
 
 def rms_norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
