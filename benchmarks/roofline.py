@@ -10,6 +10,7 @@ from shapes import alternate
 
 from sparsevlm_jax import accounting
 from sparsevlm_jax.models import LlamaConfig
+from sparsevlm_jax.models.linear import matmul
 from sparsevlm_jax.prefill import segments
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
@@ -38,7 +39,7 @@ def ceilings(dtype: Any, quick: bool) -> Ceilings:
         return large
 
     total = jax.jit(jnp.sum)
-    variants = {"product": partial(jax.jit(jnp.matmul), a, b), "copy": copy, "read": lambda: total(large)}
+    variants = {"product": partial(jax.jit(matmul), a, b), "copy": copy, "read": lambda: total(large)}
     best = {name: min(times) / 1e3 for name, times in alternate(variants, repeats=5).items()}
     return Ceilings(2 * side**3 / best["product"], 2 * large.nbytes / best["copy"], large.nbytes / best["read"])
 
@@ -72,12 +73,12 @@ def layer_products(config: LlamaConfig, params: dict, part: str, rows: int, laye
         unused = []
         for index in range(layers):
             leaves = params["language_model"]["layers"][str(index)][part]
-            own = {name: leaf["kernel"].T for name, leaf in leaves.items()}
+            own = {name: partial(matmul, kernel=leaf["kernel"]) for name, leaf in leaves.items()}
             if part == "mlp":
-                x = x + ((x @ own["gate_proj"]) * (x @ own["up_proj"])) @ own["down_proj"]  # a sum XLA would factor
+                x = x + own["down_proj"](own["gate_proj"](x) * own["up_proj"](x))  # a sum XLA would factor
             else:
-                unused += [x @ own["k_proj"], x @ own["v_proj"]]
-                x = x + x @ own["q_proj"] @ own["o_proj"]
+                unused += [own["k_proj"](x), own["v_proj"](x)]
+                x = x + own["o_proj"](own["q_proj"](x))
             x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-5)
         return x, unused
 

@@ -127,6 +127,11 @@ def _add_generate(commands: Commands) -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", metavar="DIR", help="a checkpoint folder of any kind, or a hub id (default: the demo)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="to compute in (default: bfloat16 on a GPU, float32 on a CPU)",
+    )
     parser.add_argument("--image", metavar="FILE", nargs="+", action="extend", default=[], help="images of the prompt")
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the question")
     pruning = parser.add_argument_group("pruning")
@@ -160,7 +165,7 @@ def _generate(args: argparse.Namespace) -> None:
     from . import vlm as sv
 
     sparsity = methods.create(args.method, args.tokens)
-    model = sv.load(args.model)
+    model = sv.load(args.model, dtype=args.dtype)
     options: dict[str, Any] = dict(
         image=args.image,
         prompt=args.prompt,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from sparsevlm_jax import methods
 from sparsevlm_jax.decode import decode_step, generate
 from sparsevlm_jax.models import LlavaConfig, abstract_params, attention
+from sparsevlm_jax.models.llama import LlamaMLP
 from sparsevlm_jax.models.llava import encode
 from sparsevlm_jax.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import (
@@ -288,15 +290,11 @@ def test_what_nobody_reads_need_not_run(params, name):
 
 
 def feed_forward_tokens(params, sparsity):
-    """Rows of the gate's product in each layer."""
+    """Tokens of each row that each layer's feed-forward is traced with."""
     call = functools.partial(prefill, config=CONFIG, sparsity=sparsity, bucket=BUCKET, implementation="xla")
-    gate = (CONFIG.text.intermediate_size, CONFIG.text.hidden_size)
-    gate_and_up = [
-        next(side.shape[1] for side in sides if side.shape != gate)
-        for sides in products_within(call, params, batch(ROWS, BUCKET))
-        if gate in [side.shape for side in sides]
-    ]
-    return gate_and_up[::2]
+    with mock.patch.object(LlamaMLP, "__call__", autospec=True, side_effect=LlamaMLP.__call__) as calls:
+        jax.eval_shape(call, params, batch(ROWS, BUCKET))
+    return [x.shape[1] for (_, x), _ in calls.call_args_list]
 
 
 @pytest.mark.parametrize("name", LEAVE_OUT)

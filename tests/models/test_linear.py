@@ -30,21 +30,32 @@ def test_sums_are_float32(leading, dtype):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_gradients_are_exact_up_to_one_rounding(rows):
-    x, kernel = arguments(rows, dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_exact_up_to_one_rounding(rows, dtype):
+    x, kernel = arguments(rows, dtype=dtype)
     got = jax.grad(lambda *given: matmul(*given, dtype=jnp.float32).sum(), argnums=(0, 1))(x, kernel)
     ones = np.ones((rows, len(kernel)))
     want = ones @ np.asarray(kernel, np.float64), ones.T @ np.asarray(x, np.float64)
     for one, exact in zip(got, want, strict=True):
-        assert one.dtype == jnp.bfloat16
+        assert one.dtype == dtype
         np.testing.assert_allclose(np.asarray(one, np.float64), exact, rtol=2**-8, atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "multiplied"), [(1, 4), (2, 2), (640, 640)])
-def test_a_cpu_multiplies_bfloat16_in_more_than_one_row_and_into_float32(rows, multiplied):
-    x, kernel = arguments(rows, dtype="bfloat16")
-    program = jax.jit(matmul).trace(x, kernel)
+@pytest.mark.parametrize(
+    ("dtype", "rows", "factors"),
+    [
+        ("bfloat16", 1, "(tensor<4x96xbf16>, tensor<40x96xbf16>) -> tensor<4x40xf32>"),
+        ("bfloat16", 2, "(tensor<2x96xbf16>, tensor<40x96xbf16>) -> tensor<2x40xf32>"),
+        ("bfloat16", 640, "(tensor<640x96xbf16>, tensor<40x96xbf16>) -> tensor<640x40xf32>"),
+        ("float32", 2, "(tensor<40x96xf32>, tensor<2x96xf32>) -> tensor<40x2xf32>"),
+        ("float32", 128, "(tensor<40x96xf32>, tensor<128x96xf32>) -> tensor<40x128xf32>"),
+        ("float32", 640, "(tensor<640x96xf32>, tensor<40x96xf32>) -> tensor<640x40xf32>"),
+    ],
+)
+def test_what_a_cpu_multiplies_and_what_a_gpu(dtype, rows, factors):
+    program = jax.jit(matmul).trace(*arguments(rows, dtype=dtype))
     on_cpu, on_gpu = (program.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda"))
     assert on_cpu.count("dot_general") == on_gpu.count("dot_general") == 1
-    assert f"(tensor<{multiplied}x96xbf16>, tensor<40x96xbf16>) -> tensor<{multiplied}x40xf32>" in on_cpu
-    assert f"(tensor<{rows}x96xbf16>, tensor<40x96xbf16>) -> tensor<{rows}x40xbf16>" in on_gpu
+    assert factors in on_cpu
+    kind = {"bfloat16": "bf16", "float32": "f32"}[dtype]
+    assert f"(tensor<{rows}x96x{kind}>, tensor<40x96x{kind}>) -> tensor<{rows}x40x{kind}>" in on_gpu
