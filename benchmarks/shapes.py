@@ -10,20 +10,25 @@ import jax
 from sparsevlm_jax.models import ClipVisionConfig, LlamaConfig, LlavaConfig
 
 _CLIP_L_336 = ClipVisionConfig(1024, 4096, 24, 16, 336, 14)  # openai/clip-vit-large-patch14-336
+_CLIP_L_224 = ClipVisionConfig(1024, 4096, 24, 16, 224, 14)  # the tower that Video-LLaVA's is made like
 _CLIP_B_224 = ClipVisionConfig(768, 3072, 12, 12, 224, 16)  # openai/clip-vit-base-patch16
 
 
 Name = TypeVar("Name")
 
 
-def _llava(vision: ClipVisionConfig, width: int, ffn: int, layers: int, heads: int, kv_heads: int) -> LlavaConfig:
+def _llava(
+    vision: ClipVisionConfig, width: int, ffn: int, layers: int, heads: int, kv_heads: int, **options: str
+) -> LlavaConfig:
     text = LlamaConfig(32064, width, ffn, layers, heads, kv_heads, width // heads, 1e-5, 1e4, 4096)
-    return LlavaConfig(vision, text, image_token_id=32000)
+    return LlavaConfig(vision, text, image_token_id=32000, **options)
 
 
 MODELS = {
     "7b": _llava(_CLIP_L_336, 4096, 11008, 32, 32, 32),  # llava-hf/llava-1.5-7b-hf
     "13b": _llava(_CLIP_L_336, 5120, 13824, 40, 40, 40),  # llava-hf/llava-1.5-13b-hf
+    # LanguageBind/Video-LLaVA-7B-hf: eight frames of 257 tokens, class token included
+    "7b-video": _llava(_CLIP_L_224, 4096, 11008, 32, 32, 32, vision_feature_select_strategy="full"),
     "1b": _llava(_CLIP_L_336, 2048, 5632, 22, 32, 4),  # the decoder of TinyLlama-1.1B
     "0.1b": _llava(_CLIP_B_224, 768, 2048, 12, 12, 12),  # a decoder of GPT-2's size
 }
