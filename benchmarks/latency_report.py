@@ -71,6 +71,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
                 own.plot(
                     [dense / result["rows"][name]["allowed_by_roofline"]] * 2, [place - 0.4, place + 0.4], "k-", lw=1.2
                 )
+        own.margins(x=0.1)  # room for the labels
         own.set(
             xlabel="prefill, ms (line: dense over the speed-up that the roofline allows)",
             title=_title(result),

@@ -54,10 +54,13 @@ def main() -> None:
                 sum(len(one[stage] & other[stage]) for one, other in both) / sum(len(one[stage]) for one, _ in both)
                 for stage in range(len(both[0][0]))
             ]
+            lost = [sum(len(one[stage] - other[stage]) for stage in range(len(shares))) for one, other in both]
+            in_all = 1 - sum(lost) / sum(len(stage) for one, _ in both for stage in one)
             name = f"{method} {budget}"
-            results[name] = dict(kept_alike=shares, same_answers=same_answers(sparsity))
+            results[name] = dict(kept_alike=shares, in_all=in_all, same_answers=same_answers(sparsity))
             stages = ", ".join(f"{share:.2%}" for share in shares)
-            print(f"{name}: bfloat16 keeps {stages} of float32's patches; {results[name]['same_answers']:.1%} answers")
+            print(f"{name}: bfloat16 keeps {stages} of float32's patches at its stages, {in_all:.2%} in all;")
+            print(f"  {results[name]['same_answers']:.1%} of the answers are the same", flush=True)
     print(json.dumps(results))
 
 

@@ -1,5 +1,7 @@
 """Training with pruning on sees what pruned generation sees, and gradients pass through the stages."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,20 +28,16 @@ def params():
 def test_the_answer_starts_as_it_does_in_a_pruned_prefill(params):
     """Prompt and answer together, or the prompt alone as `generate` sends it: the same tokens kept, the same logits."""
     some = SparsityConfig.kept(60, 30, layers=(0, 1))
-    told = pruned.logits(params, DATA, CONFIG, some)
+    told = jax.jit(lambda params: pruned.logits(params, DATA, CONFIG, some))(params)
     visual = CONFIG.tokens_per_image
+    bucket = Bucket(len(PREFIX_IDS) + SEGMENT, visual, visual)
+    ask = jax.jit(partial(prefill, config=CONFIG, sparsity=some, bucket=bucket, implementation="xla"))
     features = encode_images(params, jnp.asarray(DATA.pixel_values), config=CONFIG, implementation="xla")
     for place, own in enumerate(DATA.segments.ids[0]):
         asked = int((own == tokenizer.ASSISTANT).argmax()) + 1
         ids = np.array([[*PREFIX_IDS, *[tokenizer.IMAGE] * visual, *own]], np.int32)
-        alone = prefill(
-            params,
-            PrefillInputs(jnp.asarray(ids), jnp.array([len(PREFIX_IDS) + visual + asked]), features),
-            config=CONFIG,
-            sparsity=some,
-            bucket=Bucket(len(PREFIX_IDS) + SEGMENT, visual, visual),
-            implementation="xla",
-        )
+        length = jnp.array([len(PREFIX_IDS) + visual + asked])
+        alone = ask(params, PrefillInputs(jnp.asarray(ids), length, features))
         np.testing.assert_allclose(told[0, place, asked - 1], alone.logits[0], atol=2e-5)
 
 
@@ -49,9 +47,10 @@ def test_pruning_changes_the_loss_and_leaves_a_gradient_everywhere(params):
     def loss(params):
         return language.loss(params, DATA, CONFIG, lambda *args: pruned.logits(*args, some))[0]
 
-    gradient = jax.grad(loss)(dict(params))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(dict(params))
     layers = gradient["language_model"]["layers"]
     for part in (gradient["multi_modal_projector"], *layers.values()):
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(part))
         assert any(bool((leaf != 0).any()) for leaf in jax.tree.leaves(part))
-    assert float(loss(params)) != pytest.approx(float(language.loss(params, DATA, CONFIG)[0]), abs=1e-6)
+    dense = jax.jit(lambda params: language.loss(params, DATA, CONFIG)[0])(params)
+    assert float(value) != pytest.approx(float(dense), abs=1e-6)
