@@ -30,6 +30,7 @@ def linear(in_features: int, out_features: int, *, use_bias: bool = True, rngs: 
     )
 
 
+@partial(jax.jit, static_argnames="dtype", inline=True)  # traced once a shape, not once a layer
 def matmul(
     x: Float[Array, "... in"], kernel: Float[Array, "out in"], *, dtype: jax.typing.DTypeLike | None = None
 ) -> Float[Array, "... out"]:
