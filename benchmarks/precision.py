@@ -50,12 +50,9 @@ def main() -> None:
         for budget in options.budgets:
             sparsity = methods.create(method, budget)
             both = [[kept_patches(vlm, *one, sparsity) for vlm in (full, half)] for one in asked]
-            shares = [
-                sum(len(one[stage] & other[stage]) for one, other in both) / sum(len(one[stage]) for one, _ in both)
-                for stage in range(len(both[0][0]))
-            ]
-            lost = [sum(len(one[stage] - other[stage]) for stage in range(len(shares))) for one, other in both]
-            in_all = 1 - sum(lost) / sum(len(stage) for one, _ in both for stage in one)
+            kept = np.array([[len(stage) for stage in one] for one, _ in both]).sum(axis=0)
+            alike = np.array([[len(a & b) for a, b in zip(*pair, strict=True)] for pair in both]).sum(axis=0)
+            shares, in_all = (alike / kept).tolist(), float(alike.sum() / kept.sum())
             name = f"{method} {budget}"
             results[name] = dict(kept_alike=shares, in_all=in_all, same_answers=same_answers(sparsity))
             stages = ", ".join(f"{share:.2%}" for share in shares)

@@ -90,6 +90,14 @@ def test_generate_json_is_one_object_with_text_and_report(checkpoint, photo, cap
     assert answer["report"]["method"] == "sparsevlm" and answer["report"]["visual_tokens"][0] == 16
 
 
+def test_the_dtype_is_what_the_model_computes_in(checkpoint, photo, capsys):
+    single, half = (
+        json.loads(ask(capsys, checkpoint, photo, "--json", "--dtype", dtype))["report"]["kv_bytes"]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert single == 2 * half > 0
+
+
 def test_a_seed_gives_the_same_draws_and_another_seed_others(checkpoint, photo, capsys):
     first, again, other = (ask(capsys, checkpoint, photo, "--temperature", 1, "--seed", seed) for seed in (1, 1, 2))
     assert first == again != other

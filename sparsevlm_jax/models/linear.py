@@ -34,7 +34,18 @@ def linear(in_features: int, out_features: int, *, use_bias: bool = True, rngs: 
 def matmul(
     x: Float[Array, "... in"], kernel: Float[Array, "out in"], *, dtype: jax.typing.DTypeLike | None = None
 ) -> Float[Array, "... out"]:
-    """`x @ kernel.T`, summed in float32; the result in `dtype`, by default that of `x`."""
+    """`x @ kernel.T`, summed in float32 and rounded once, to `dtype` (by default that of `x`).
+
+    Args:
+        x: [..., in], at least one axis.
+        kernel: [out, in], of the dtype of `x`.
+
+    Returns:
+        [..., out].
+
+    Raises:
+        TypeError, ValueError: the last axes differ.
+    """
     rows = x.reshape(-1, x.shape[-1])
     anywhere, on_cpu = (partial(product, dtype=dtype or x.dtype) for product in (_product, _product_on_cpu))
     out = jax.lax.platform_dependent(rows, kernel, cpu=on_cpu, default=anywhere)

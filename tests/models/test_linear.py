@@ -14,7 +14,7 @@ def arguments(*leading: int, dtype: str):
     return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
 
 
-@pytest.mark.parametrize("leading", [(), (1,), (1, 1), (2, 1), (3, 5)])
+@pytest.mark.parametrize("leading", [(), (1,), (1, 1), (2, 1), (3, 5), (2, 100)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sums_are_float32(leading, dtype):
     x, kernel = arguments(*leading, dtype=dtype)
@@ -38,7 +38,8 @@ def test_gradients_are_exact_up_to_one_rounding(rows, dtype):
     want = ones @ np.asarray(kernel, np.float64), ones.T @ np.asarray(x, np.float64)
     for one, exact in zip(got, want, strict=True):
         assert one.dtype == dtype
-        np.testing.assert_allclose(np.asarray(one, np.float64), exact, rtol=2**-8, atol=1e-5)
+        rounding = float(jnp.finfo(dtype).eps) / 2
+        np.testing.assert_allclose(np.asarray(one, np.float64), exact, rtol=rounding, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +48,10 @@ def test_gradients_are_exact_up_to_one_rounding(rows, dtype):
         ("bfloat16", 1, "(tensor<4x96xbf16>, tensor<40x96xbf16>) -> tensor<4x40xf32>"),
         ("bfloat16", 2, "(tensor<2x96xbf16>, tensor<40x96xbf16>) -> tensor<2x40xf32>"),
         ("bfloat16", 640, "(tensor<640x96xbf16>, tensor<40x96xbf16>) -> tensor<640x40xf32>"),
+        ("float32", 1, "(tensor<1x96xf32>, tensor<40x96xf32>) -> tensor<1x40xf32>"),
         ("float32", 2, "(tensor<40x96xf32>, tensor<2x96xf32>) -> tensor<40x2xf32>"),
         ("float32", 128, "(tensor<40x96xf32>, tensor<128x96xf32>) -> tensor<40x128xf32>"),
-        ("float32", 640, "(tensor<640x96xf32>, tensor<40x96xf32>) -> tensor<640x40xf32>"),
+        ("float32", 129, "(tensor<129x96xf32>, tensor<40x96xf32>) -> tensor<129x40xf32>"),
     ],
 )
 def test_what_a_cpu_multiplies_and_what_a_gpu(dtype, rows, factors):
@@ -59,3 +61,11 @@ def test_what_a_cpu_multiplies_and_what_a_gpu(dtype, rows, factors):
     assert factors in on_cpu
     kind = {"bfloat16": "bf16", "float32": "f32"}[dtype]
     assert f"(tensor<{rows}x96x{kind}>, tensor<40x96x{kind}>) -> tensor<{rows}x40x{kind}>" in on_gpu
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sides_that_do_not_fit_are_refused(rows, dtype):
+    x, kernel = arguments(rows, dtype=dtype)
+    with pytest.raises((TypeError, ValueError), match="96"):
+        matmul(x, kernel[:, :95])
