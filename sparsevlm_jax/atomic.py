@@ -37,9 +37,8 @@ def new_folder(
     Raises:
         CheckpointError: the target exists, or cannot be written (full disk, read-only place): one sentence each.
     """
-    target, work = local_path(target), None
+    target, work = _resolve(target), None
     try:
-        target = target.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         _check_free(target, overwrite, replaceable)
@@ -53,8 +52,32 @@ def new_folder(
         if work is not None:
             _remove(work)
         if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
+            raise _cannot_write(target, error) from error
         raise
+
+
+def check_target(target: str | Path, *, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+    """What `new_folder` says of its arguments, before the work that it takes to fill the folder.
+
+    Raises:
+        CheckpointError: as there, as far as it shows without writing.
+    """
+    target = _resolve(target)
+    try:
+        _check_free(target, overwrite, replaceable)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _resolve(target: str | Path) -> Path:
+    try:
+        return local_path(target).resolve()
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _cannot_write(target: str | Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot write {target}: {error.strerror or error}")
 
 
 def _check_free(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:

@@ -92,8 +92,20 @@ def restore(
     Warns:
         CheckpointWarning: some weights hold NaN or infinity; it names them.
     """
+    config = read_own_config(local_path(folder))
+    return config, restore_params(folder, config, dtype=dtype, sharding=sharding)
+
+
+def restore_params(
+    folder: str | Path,
+    config: LlavaConfig,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | dict | None = None,
+) -> dict:
+    """The parameters alone; `config` is the folder's own. Arguments, errors and warnings are those of `restore`."""
     folder = local_path(folder)
-    marker, config = read_marker(folder), read_own_config(folder)
+    marker = read_marker(folder)
     _check_tensors(folder, config, marker.tensors)
     shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(marker.tensors, sharding)
     default = jnp.zeros(()).sharding
@@ -105,7 +117,7 @@ def restore(
     if marker.not_finite:
         names = ", ".join(marker.not_finite)
         warnings.warn(f"{folder}: weights hold NaN or infinity: {names}", CheckpointWarning, stacklevel=2)
-    return config, params
+    return params
 
 
 def is_converted(folder: str | Path) -> bool:

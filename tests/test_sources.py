@@ -1,6 +1,7 @@
 """One loader for every kind of folder, and for hub ids."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -72,6 +73,43 @@ def test_the_processor_works_from_every_form(tmp_path):
     for other in others:
         np.testing.assert_array_equal(first.input_ids[0], other.input_ids[0])
         np.testing.assert_array_equal(first.pixel_values, other.pixel_values)
+
+
+class TestWhatIsWrittenWorks:
+    """Tokenizer and processor are tried before a weight is read: "converted" means that the folder answers."""
+
+    @pytest.fixture
+    def source(self, folders, tmp_path):
+        return shutil.copytree(folders["single"], tmp_path / "source")
+
+    @pytest.mark.parametrize(
+        "name, content",
+        [
+            ("tokenizer.json", None),
+            ("tokenizer.json", "[]"),
+            ("tokenizer.json", '{"version": "1.0", '),
+            ("preprocessor_config.json", None),
+            ("preprocessor_config.json", '{"crop_size": 336, "size": 336}'),  # of another tower
+            ("chat_template.json", "{}"),
+        ],
+    )
+    @pytest.mark.parametrize("write", [convert_checkpoint, export_checkpoint])
+    def test_a_processor_that_fails_is_found_first(self, source, tmp_path, monkeypatch, name, content, write):
+        (source / "chat_template.jinja").unlink()  # it would be read instead of the older file
+        (source / name).unlink() if content is None else (source / name).write_text(content)
+        monkeypatch.setattr("sparsevlm_jax.convert.read_params", lambda *_, **__: pytest.fail("weights were read"))
+        with pytest.raises(CheckpointError, match="source would be of no use once written, its processor fails: "):
+            write(source, tmp_path / "target")
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+    @pytest.mark.parametrize("write", [convert_checkpoint, export_checkpoint])
+    def test_a_target_that_is_taken_is_found_first(self, folders, tmp_path, monkeypatch, write):
+        (tmp_path / "thesis").write_text("years of work")
+        monkeypatch.setattr("sparsevlm_jax.convert.read_params", lambda *_, **__: pytest.fail("weights were read"))
+        with pytest.raises(CheckpointError, match="thesis already exists"):
+            write(folders["single"], tmp_path / "thesis")
+        with pytest.raises(CheckpointError, match="thesis exists and is not a checkpoint"):
+            write(folders["single"], tmp_path / "thesis", overwrite=True)
 
 
 def test_an_original_folder_takes_its_pixels_and_prompts_along(tmp_path):
