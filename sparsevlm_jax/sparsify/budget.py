@@ -7,6 +7,7 @@ B batch · R raters · V visual tokens
 """
 
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple, Protocol
@@ -161,6 +162,8 @@ class RankDeficit:
 
 def parse_amount(value: "int | float | str | Fraction") -> int | Fraction:
     """A number of tokens (an int >= 1) or a share (a Fraction in (0, 1]); see `Tokens.parse`."""
+    if isinstance(value, str) and (len(value) > 50 or re.search(r"e[+-]?\d{3}", value, re.IGNORECASE)):
+        raise ValueError(f"a budget is at most 50 letters long and has no such exponent, got {value[:50]!r}")
     try:
         if isinstance(value, str) and value.strip().endswith("%"):
             amount = Fraction(value.strip()[:-1]) / 100
