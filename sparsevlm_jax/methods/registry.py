@@ -7,13 +7,13 @@
 registers "my-method". Nothing else in the library knows a method by its name.
 """
 
+import inspect
 from collections.abc import Callable
-from fractions import Fraction
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from ..sparsify import SparsityConfig
+from ..checks import refusal
+from ..sparsify import Amount, SparsityConfig
 
-Amount: TypeAlias = int | float | str | Fraction
 Factory = TypeVar("Factory", bound=Callable[..., SparsityConfig | None])
 
 METHODS: dict[str, Callable[..., SparsityConfig | None]] = {}
@@ -25,15 +25,25 @@ def method(factory: Factory) -> Factory:
     return factory
 
 
-def create(name: str, tokens: Amount = 192) -> SparsityConfig | None:
-    """The method called `name` at a budget of `tokens`; None is dense.
+def create(name: str, tokens: Amount = 192, **options: Any) -> SparsityConfig | None:
+    """The method called `name` at a budget of `tokens`, with options of its own (see `options_of`); None is dense.
 
     Raises:
-        ValueError: no method has that name, or the budget is none.
+        ValueError: no method has that name, the budget is none, or an option is not the method's or out of its range.
     """
-    if name not in METHODS:
-        raise ValueError(f"no method is called {name!r}; there are {', '.join(sorted(METHODS))}")
-    return METHODS[name](tokens)
+    if not isinstance(name, str) or name not in METHODS:
+        raise refusal("method", f"one of {', '.join(sorted(METHODS))}", name)
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    return METHODS[name](tokens, **options)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a method besides its budget, and their defaults."""
+    parameters = inspect.signature(METHODS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def summary(name: str) -> str:
