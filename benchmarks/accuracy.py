@@ -170,7 +170,7 @@ def plot(results: list[Result], path: Path) -> None:
 
     figure = Figure(figsize=(9, 5), dpi=130)
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for name in dict.fromkeys(r.method for r in results if r.method != "dense"):
         own = sorted((r for r in results if r.method == name), key=lambda r: float(Fraction(r.share)))
         x = [float(Fraction(r.share)) for r in own]

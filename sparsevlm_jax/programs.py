@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from . import progress
+
 
 class Program:
     """A pure function `f(params, *arrays, **static)`, compiled once per shapes and static arguments.
@@ -19,6 +21,7 @@ class Program:
     """
 
     def __init__(self, function: Callable, *, static: tuple[str, ...], donate: tuple[int, ...] = ()):
+        self._name = getattr(function, "__name__", "a program")
         self._jitted = jax.jit(function, static_argnames=static, donate_argnums=donate)
         self._compiled: dict[Any, Any] = {}
 
@@ -33,7 +36,8 @@ class Program:
         compile_ms = 0.0
         if key not in self._compiled:
             start = time.perf_counter()
-            self._compiled[key] = self._jitted.lower(*args, **static).compile()
+            with progress.step(f"compiling {self._name}"):
+                self._compiled[key] = self._jitted.lower(*args, **static).compile()
             compile_ms = (time.perf_counter() - start) * 1e3
         start = time.perf_counter()
         result = jax.block_until_ready(self._compiled[key](*args))

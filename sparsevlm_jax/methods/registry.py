@@ -8,7 +8,7 @@ registers "my-method". Nothing else in the library knows a method by its name.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..checks import refusal
@@ -25,25 +25,56 @@ def method(factory: Factory) -> Factory:
     return factory
 
 
-def create(name: str, tokens: Amount = 192, **options: Any) -> SparsityConfig | None:
-    """The method called `name` at a budget of `tokens`, with options of its own (see `options_of`); None is dense.
+def create(name: str, tokens: Amount = 192, **chosen: Any) -> SparsityConfig | None:
+    """The method called `name` at a budget of `tokens`, with options of its own; None is dense.
 
     Raises:
-        ValueError: no method has that name, the budget is none, or an option is not the method's or out of its range.
+        ValueError: no method has that name, or it has no such option, or the budget or an option is out of range.
+    """
+    for option in chosen.keys() - options(name).keys():
+        raise _no_such_option(name, option)
+    return METHODS[name](tokens, **chosen)
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a method, and their defaults.
+
+    Raises:
+        ValueError: no method has that name.
     """
     if not isinstance(name, str) or name not in METHODS:
         raise refusal("method", f"one of {', '.join(sorted(METHODS))}", name)
-    known = options_of(name)
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    return METHODS[name](tokens, **options)
-
-
-def options_of(name: str) -> dict[str, Any]:
-    """The options of a method besides its budget, and their defaults."""
     parameters = inspect.signature(METHODS[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def parse_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a method written as "layer=3", each of the type of its default.
+
+    Raises:
+        ValueError: no method has that name, it has no such option, or the value is none.
+    """
+    defaults, chosen = options(name), {}
+    for text in texts:
+        option, _, value = text.partition("=")
+        option = option.strip().replace("-", "_")
+        if option not in defaults:
+            raise _no_such_option(name, option)
+        chosen[option] = _parse(option, value.strip(), type(defaults[option]))
+    return chosen
+
+
+def _parse(option: str, text: str, kind: type) -> Any:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    try:
+        return words[text.lower()] if kind is bool else kind(text[:50])
+    except (KeyError, ValueError, ZeroDivisionError):
+        raise ValueError(f"expected {option}=a {kind.__name__}, got {text[:50]!r}") from None
+
+
+def _no_such_option(name: str, option: str) -> ValueError:
+    there_are = ", ".join(f"{name}={default}" for name, default in options(name).items())
+    return ValueError(f"the method {name!r} has no option {option[:50]!r}; it has {there_are or 'none'}")
 
 
 def summary(name: str) -> str:
