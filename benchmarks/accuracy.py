@@ -108,7 +108,7 @@ def ablations(examiner: Examiner, questions: int, shares: list[str]) -> list[Cel
 
 def _rank(examiner: Examiner, base: SparsityConfig, amount: Tokens, measure: Any) -> SparsityConfig:
     """Rank-adaptive counts whose mean over layers, on the first questions, is that of the fixed schedule."""
-    target = float(Fraction(amount.amount)) * examiner.vlm.config.tokens_per_image
+    target = float(amount.amount) * examiner.vlm.config.tokens_per_image
     low, high = 0.0, 64.0
     for _ in range(9):
         scale = (low + high) / 2
