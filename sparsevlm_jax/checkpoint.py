@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from . import progress
 from .atomic import new_folder
 from .errors import CheckpointError, CheckpointWarning
 from .jsonfile import read_json
@@ -208,7 +209,7 @@ def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
     largest = max(leaf.nbytes for leaf in flatten(params).values())
     context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = 2 * largest
     try:
-        with context, _readable_path(path.parent) as parent:
+        with context, progress.step(f"writing {target}"), _readable_path(path.parent) as parent:
             ocp.save(str(parent / path.name), params)
     except Exception as error:  # the storage layer raises many kinds
         raise CheckpointError(f"cannot write {target}: {_first_line(error)}") from error
@@ -218,7 +219,7 @@ def _orbax_load(path: Path, abstract: dict) -> dict:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with _readable_path(path) as readable:
+        with progress.step("reading weights"), _readable_path(path) as readable:
             return ocp.load(str(readable), abstract)
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
