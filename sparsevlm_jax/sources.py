@@ -186,8 +186,9 @@ def _load(opened: _Opened, dtype: jax.typing.DTypeLike | None, sharding: Any) ->
     folder, config, tower = opened
     if is_converted(folder):
         return Checkpoint(config, restore_params(folder, config, dtype=dtype, sharding=sharding), folder)
-    from .convert import read_params
+    from .convert import read_params, settle_head
 
+    config = settle_head(folder, config)
     params = read_params(folder, config, vision_tower=tower, dtype=dtype, sharding=sharding)
     return Checkpoint(config, params, folder)
 
