@@ -16,6 +16,7 @@ import jax
 from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore, save
 from .errors import CheckpointError
 from .models import LlavaConfig
+from .paths import local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
@@ -51,11 +52,14 @@ def resolve_source(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: there is no such folder, or the hub cannot give it.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file, expected the folder of a checkpoint")
+    path = local_path(name_or_path)
+    try:
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise CheckpointError(f"{path} is a file, expected the folder of a checkpoint")
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     if not _HUB_ID.fullmatch(str(name_or_path)):
         raise CheckpointError(f"there is no folder {name_or_path}, and it is not a hub id of the form owner/name")
     return _from_hub(str(name_or_path))
@@ -184,7 +188,7 @@ def _vision_tower(folder: Path, given: str | Path | None) -> Path | None:
 
 def _apart(source: Path, target: str | Path) -> Path:
     """`source`, once it is sure that writing `target` cannot hurt it."""
-    inner, outer = source.resolve(), Path(target).expanduser().resolve()
+    inner, outer = source.resolve(), local_path(target).resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise CheckpointError(f"the target {target} and the source {source} lie in one another: choose another target")
     return source

@@ -195,6 +195,49 @@ class TestHub:
             resolve_source("some/where")
 
 
+class TestPaths:
+    """A checkpoint is written and found under whatever path a user gives it."""
+
+    @pytest.mark.parametrize(
+        "target",
+        (
+            *("out", "out/", "./out", "a/b/out", "over/../out", "my models", "modèle", "a#b", "a%20b", "-out", "a\nb"),
+            *("a?b", "[v1]*", "a\\b", "a:b", "gs:/bucket"),  # which Orbax reads as patterns, separators and addresses
+        ),
+    )
+    def test_a_relative_path(self, folders, tmp_path, monkeypatch, target):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "over").mkdir()
+        convert_checkpoint(folders["single"], target)
+        assert_same(load_checkpoint(target), load_checkpoint(folders["single"]))
+        assert_same(load_checkpoint(Path(target).absolute()), load_checkpoint(folders["single"]))
+        assert inspect_checkpoint(target).kind == "converted"
+
+    def test_the_folder_one_stands_in(self, folders, monkeypatch):
+        for kind in ("converted", "single"):
+            monkeypatch.chdir(folders[kind])
+            for here in (".", "", "../" + folders[kind].name):
+                assert_same(load_checkpoint(here), load_checkpoint(folders["single"]))
+
+    def test_a_home_and_a_link(self, folders, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        convert_checkpoint(folders["single"], "~/models/out")
+        (tmp_path / "link").symlink_to(tmp_path / "models")
+        for name in ("~/models/out", tmp_path / "link" / "out", tmp_path / "models" / "out"):
+            assert_same(load_checkpoint(name), load_checkpoint(folders["single"]))
+
+    @pytest.mark.parametrize("name", [None, 3, b"out", "a\0b", "x" * 5000, "~nobody-has-this-name/out"])
+    def test_what_names_no_folder_is_one_error(self, folders, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(name)
+        if not str(name).startswith("~"):  # a folder of that name could be made
+            with pytest.raises(CheckpointError):
+                convert_checkpoint(folders["single"], name)
+            assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../up", "owner/", "/abs/olute", "", "a b/c"])
 def test_what_is_neither_folder_nor_hub_id_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
