@@ -54,13 +54,12 @@ def read_params(
     Warns:
         CheckpointWarning: some weights hold NaN or infinity, on disk or once cast; it names them.
     """
-    targets, groups = _plan(Path(folder), config, vision_tower, without)
-    sources = assign(groups, targets, origin=folder)
-    shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(targets, sharding)
+    sources = match_params(folder, config, vision_tower=vision_tower, without=without)
+    shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(sources, sharding)
     not_finite: list[str] = []
     params = {}
-    for target in progress.count(targets, "reading weights"):
-        params[target], finite = _place(sources[target], _dtype(sources[target].tensor, dtype), shardings[target])
+    for target, source in progress.count(sources.items(), "reading weights"):
+        params[target], finite = _place(source, _dtype(source.tensor, dtype), shardings[target])
         if not finite:
             not_finite.append(target)
     if not_finite:
@@ -69,6 +68,16 @@ def read_params(
             f"{folder}: {len(not_finite)} weights hold NaN or infinity: {names}", CheckpointWarning, stacklevel=2
         )
     return nest(params)
+
+
+def match_params(
+    folder: str | Path, config: LlavaConfig, *, vision_tower: str | Path | None = None, without: tuple[str, ...] = ()
+) -> dict[str, Source]:
+    """The stored tensor behind every parameter, in the order of the model; none is read. Arguments and errors are those
+    of `read_params`, as far as they show without reading."""
+    targets, groups = _plan(Path(folder), config, vision_tower, without)
+    sources = assign(groups, targets, origin=folder)
+    return {target: sources[target] for target in targets}
 
 
 def external_tower(folder: str | Path) -> str | None:

@@ -1,6 +1,6 @@
 """This library's own checkpoint: a folder with the parameters as Orbax writes them, and all that is needed to use them.
 
-    sparsevlm.json      format, version, and the name, shape and dtype of every parameter
+    sparsevlm.json      format, version, the name, shape and dtype of every parameter, and the hash of every other file
     config.json         the model, in Hugging Face's form
     params/             Orbax
     tokenizer.json ...  tokenizer and processor files, as they came
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from . import progress
 from .atomic import new_folder
 from .errors import CheckpointError, CheckpointWarning
+from .integrity import FileHash, hash_files, read_hashes, seal
 from .jsonfile import read_json
 from .models import LlavaConfig, UnsupportedConfig, abstract_params
 from .paths import local_path
@@ -37,10 +38,14 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 class Marker(NamedTuple):
-    """What `sparsevlm.json` says: parameter -> (shape, dtype), and which of them hold NaN or infinity."""
+    """What `sparsevlm.json` says: parameter -> (shape, dtype), which of them hold NaN or infinity, and file -> hash.
+
+    Checkpoints that were written before hashes were recorded have None for `files`.
+    """
 
     tensors: dict[str, tuple[tuple[int, ...], str]]
     not_finite: tuple[str, ...] = ()
+    files: dict[str, FileHash] | None = None
 
 
 def save(
@@ -71,8 +76,9 @@ def save(
         (work / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
         for name, content in files.items():
             (work / name).write_bytes(content)
-        marker = {"format": FORMAT, "version": VERSION, "tensors": tensors, "not_finite": not_finite}
-        (work / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
+        marker: dict[str, Any] = {"format": FORMAT, "version": VERSION, "tensors": tensors, "not_finite": not_finite}
+        marker["files"] = hash_files(work, skip=MARKER)
+        (work / MARKER).write_text(json.dumps(marker | {"seal": seal(marker)}, indent=1) + "\n")
 
 
 def restore(
@@ -106,8 +112,7 @@ def restore_params(
 ) -> dict:
     """The parameters alone; `config` is the folder's own. Arguments, errors and warnings are those of `restore`."""
     folder = local_path(folder)
-    marker = read_marker(folder)
-    _check_tensors(folder, config, marker.tensors)
+    marker = check_stored(folder, config)
     shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(marker.tensors, sharding)
     default = jnp.zeros(()).sharding
     abstract = {
@@ -121,6 +126,13 @@ def restore_params(
     return params
 
 
+def check_stored(folder: Path, config: LlavaConfig) -> Marker:
+    """What `sparsevlm.json` says, once it is known to describe the parameters of the config."""
+    marker = read_marker(folder)
+    _check_tensors(folder, config, marker.tensors)
+    return marker
+
+
 def is_converted(folder: str | Path) -> bool:
     """Whether a folder is this library's own checkpoint."""
     return (local_path(folder) / MARKER).is_file()
@@ -130,7 +142,7 @@ def read_marker(folder: Path) -> Marker:
     """What `sparsevlm.json` holds, checked.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of another format or version.
+        CheckpointError: it is missing, damaged, changed since it was written, or of another format or version.
     """
     path = folder / MARKER
     content = read_json(path)
@@ -138,12 +150,18 @@ def read_marker(folder: Path) -> Marker:
         raise CheckpointError(f"{path}: the format is {content.get('format')!r}, expected {FORMAT!r}")
     if content.get("version") != VERSION:
         raise CheckpointError(f"{path}: the version is {content.get('version')!r}, this library reads {VERSION}")
+    sealed = content.pop("seal", None)
+    if ("files" in content or sealed is not None) and sealed != seal(content):
+        raise CheckpointError(f"{path} has changed since it was written")
     tensors, not_finite = content.get("tensors"), content.get("not_finite", [])
     if not isinstance(tensors, dict) or not all(_is_stored(entry) for entry in tensors.values()):
         raise CheckpointError(f"{path} does not list its parameters as [shape, dtype]")
     if not isinstance(not_finite, list) or not all(isinstance(name, str) for name in not_finite):
         raise CheckpointError(f"{path}: not_finite is not a list of names")
-    return Marker({name: (tuple(shape), dtype) for name, (shape, dtype) in tensors.items()}, tuple(not_finite))
+    files = read_hashes(content["files"]) if "files" in content else None
+    if "files" in content and files is None:
+        raise CheckpointError(f"{path}: files is not a table of [size, sha256]")
+    return Marker({name: (tuple(shape), dtype) for name, (shape, dtype) in tensors.items()}, tuple(not_finite), files)
 
 
 def _is_stored(entry: Any) -> bool:

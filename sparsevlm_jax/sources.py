@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 
 from .atomic import check_target
-from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore_params, save
+from .checkpoint import FORMAT, PARAMS, check_stored, is_converted, read_marker, read_own_config, restore_params, save
 from .errors import CheckpointError
+from .integrity import compare_files
 from .models import LlavaConfig
 from .paths import local_path
-from .processing import Processor
+from .processing import PROCESSOR_FILES, Processor
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
@@ -153,6 +154,53 @@ def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
 
     kind, layout, tensors, config = describe(folder)
     return _info(folder, kind, layout, tensors, config)
+
+
+class Verification(NamedTuple):
+    """What `verify_checkpoint` found in order."""
+
+    folder: Path
+    converted: bool  # by this library
+    files: int  # whose content was compared with its hash; 0 where no hashes were recorded
+    bytes: int
+
+    @property
+    def summary(self) -> str:
+        """One sentence that says what was checked, and what was not."""
+        if self.files:
+            return f"{self.folder}: {self.files} files, {self.bytes:,} bytes, are as they were written"
+        why = "was written before hashes were recorded" if self.converted else "holds no hashes"
+        return (
+            f"{self.folder} {why}: its files belong together and none is cut short, but a value changed inside one "
+            f"would not be seen. `sparsevlm convert` records hashes of what it writes"
+        )
+
+
+def verify_checkpoint(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> Verification:
+    """Checks a checkpoint of any kind, as thoroughly as can be: every byte of one that `convert_checkpoint` wrote.
+
+    A Hugging Face or original folder holds no hashes. Of it, as of a checkpoint that an older version of this library
+    converted, it is checked that config, names, shapes, sizes of files, tokenizer and processor fit together.
+
+    Raises:
+        CheckpointError: something is missing, damaged or changed; it names the files.
+        ValueError: as `load_checkpoint`.
+    """
+    folder = resolve_source(name_or_path)
+    converted = is_converted(folder)
+    recorded = read_marker(folder).files if converted else None
+    if recorded is not None:
+        compare_files(folder, recorded, closed=(PARAMS, *PROCESSOR_FILES))
+        return Verification(folder, converted, len(recorded), sum(file.size for file in recorded.values()))
+    opened = _open(folder, vision_tower)
+    if converted:
+        check_stored(folder, opened.config)
+    else:
+        from .convert import match_params
+
+        match_params(folder, opened.config, vision_tower=opened.tower)
+    Processor.from_folder(folder, opened.config)
+    return Verification(folder, converted, 0, 0)
 
 
 def _info(
