@@ -38,7 +38,9 @@ def new_folder(
         CheckpointError: the target exists, or cannot be written (full disk, read-only place): one sentence each.
     """
     target, work = _resolve(target), None
+    made: list[Path] = []
     try:
+        made = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         _check_free(target, overwrite, replaceable)
@@ -51,6 +53,9 @@ def new_folder(
     except BaseException as error:
         if work is not None:
             _remove(work)
+        for folder in made:
+            with suppress(OSError):  # somebody may use it by now
+                folder.rmdir()
         if isinstance(error, OSError):
             raise _cannot_write(target, error) from error
         raise
@@ -60,11 +65,13 @@ def check_target(target: str | Path, *, overwrite: bool, replaceable: Callable[[
     """What `new_folder` says of its arguments, before the work that it takes to fill the folder.
 
     Raises:
-        CheckpointError: as there, as far as it shows without writing.
+        CheckpointError: as there, as far as it shows by a file that is made and deleted at once.
     """
     target = _resolve(target)
     try:
         _check_free(target, overwrite, replaceable)
+        with tempfile.TemporaryFile(dir=next(folder for folder in target.parents if folder.exists())):
+            pass
     except OSError as error:
         raise _cannot_write(target, error) from error
 

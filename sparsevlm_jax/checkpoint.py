@@ -9,7 +9,10 @@
 """
 
 import json
+import logging
+import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -71,7 +74,7 @@ def save(
     check_params("the parameters to save", config, leaves)
     not_finite = [name for name, leaf in leaves.items() if not jnp.isfinite(leaf).all()]
     files = {} if processor_files_from is None else processor_files(processor_files_from, config)
-    with new_folder(folder, overwrite=overwrite, replaceable=is_converted) as work:
+    with _without_foreign_reports(), new_folder(folder, overwrite=overwrite, replaceable=is_converted) as work:
         _orbax_save(work / PARAMS, params, folder)
         (work / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
         for name, content in files.items():
@@ -230,17 +233,17 @@ def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
         with context, progress.step(f"writing {target}"), _readable_path(path.parent) as parent:
             ocp.save(str(parent / path.name), params)
     except Exception as error:  # the storage layer raises many kinds
-        raise CheckpointError(f"cannot write {target}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot write {target}: {_reason(error)}") from error
 
 
 def _orbax_load(path: Path, abstract: dict) -> dict:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with progress.step("reading weights"), _readable_path(path) as readable:
+        with _without_foreign_reports(), progress.step("reading weights"), _readable_path(path) as readable:
             return ocp.load(str(readable), abstract)
     except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -257,5 +260,31 @@ def _readable_path(folder: Path) -> Iterator[Path]:
         yield link
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def _without_foreign_reports() -> Iterator[None]:
+    """Keeps Orbax and its threads from reporting what is raised as well: in hundreds of lines, for a full disk."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = log.level
+
+    def without_closed_loops(report: Any) -> None:
+        if str(report.exc_value) != "Event loop is closed":  # of the loop whose other writes were given up
+            hook(report)
+
+    log.setLevel(logging.CRITICAL)
+    sys.unraisablehook = without_closed_loops
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        sys.unraisablehook = hook
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, where it is in the text of the storage layer; else the first line of that."""
+    text = str(error).strip()
+    code = re.search(r"os_error_code='([0-9]+)'", text)
+    if code:
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (text.splitlines() or [type(error).__name__])[0][:500]

@@ -48,6 +48,13 @@ def test_an_error_inside_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_an_error_inside_leaves_none_of_the_parents_that_were_made(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(KeyError), new_folder(tmp_path / "old" / "new" / "newer" / "model"):
+        raise KeyError
+    assert names(tmp_path) == ["old"] and names(tmp_path / "old") == []
+
+
 def test_what_exists_is_kept_unless_asked(tmp_path):
     write(tmp_path / "model", "old")
     with pytest.raises(CheckpointError, match="model already exists"):

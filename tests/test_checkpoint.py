@@ -206,7 +206,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_leaves_nothing(tmp_path, 
     command = [sys.executable, "-B", "-c", LIMITED, str(tmp_path / "source"), str(tmp_path / "model"), str(limit)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={"JAX_PLATFORMS": "cpu"})
     assert result.stdout.startswith(f"cannot write {tmp_path / 'model'}: "), (result.stdout, result.stderr[-2000:])
-    assert result.stdout.count("\n") == 1
+    assert result.stdout.count("\n") == 1 and result.stderr == ""
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

@@ -110,6 +110,8 @@ class TestWhatIsWrittenWorks:
             write(folders["single"], tmp_path / "thesis")
         with pytest.raises(CheckpointError, match="thesis exists and is not a checkpoint"):
             write(folders["single"], tmp_path / "thesis", overwrite=True)
+        with pytest.raises(CheckpointError, match="^cannot write .*thesis/model: Not a directory$"):
+            write(folders["single"], tmp_path / "thesis" / "model")
 
 
 def test_an_original_folder_takes_its_pixels_and_prompts_along(tmp_path):
