@@ -9,7 +9,7 @@ Everything underneath is pure and jitted; here are the checks, the padding, the 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,8 @@ from .sparsify import Recycle, SparsityConfig, StagePlan
 _encode = Program(encode, static=("config", "implementation", "context", "merging"))
 _prefill = Program(prefill, static=("config", "sparsity", "bucket", "implementation", "new_tokens", "trace"))
 _decode = Program(decode.generate, static=("config", "implementation", "buffer"), donate=(2,))
-_step = jax.jit(decode.decode_step, static_argnames=("config", "implementation"), donate_argnums=(1,))
+_step = Program(decode.decode_step, static=("config", "implementation"), donate=(1,))
+_choose = Program(decode.choose, static=())
 
 Images = ImageSource | Sequence[ImageSource] | None
 
@@ -185,10 +186,11 @@ def stream(
     sampling = decode.sampling(1, *options)
     prefilled = run.prefill()
     logits, state = prefilled.logits, prefilled.state
+    choose, advance = run.compile_steps(prefilled, sampling)  # before the first token, so that none waits for it
     tokens: list[int] = []
     shown = ""
     for step in range(max_new_tokens):
-        token = decode.choose(logits, sampling, step)
+        token = choose(logits, sampling, np.int32(step))
         tokens.append(int(token[0]))
         text = vlm.processor.decode_settled(tokens)
         if len(text) > len(shown):
@@ -196,7 +198,7 @@ def stream(
             shown = text
         if tokens[-1] in vlm.config.eos_token_ids or step + 1 == max_new_tokens:
             break
-        logits, state = _step(vlm.params, state, token, config=vlm.config, implementation=vlm.implementation)
+        logits, state = advance(vlm.params, state, token)
     yield vlm.processor.decode(tokens)[len(shown) :]
 
 
@@ -271,6 +273,16 @@ class Run:
         if any(overflow for row in range(self.rows) for overflow in self._overflow(row, result)):
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)
         return result
+
+    def compile_steps(self, prefilled: PrefillResult, sampling: Sampling | None) -> tuple[Callable, Callable]:
+        """The two programs of a stream: the choice of a token, and the step that follows it."""
+        vlm = self.vlm
+        choose, choose_ms = _choose.compiled(prefilled.logits, sampling, np.int32(0))
+        token = choose(prefilled.logits, sampling, np.int32(0))
+        static = dict(config=vlm.config, implementation=vlm.implementation)
+        advance, advance_ms = _step.compiled(vlm.params, prefilled.state, token, **static)
+        self.compile_ms += choose_ms + advance_ms
+        return choose, advance
 
     def timing(self, decode_ms: float | None, compile_ms: float) -> Timing:
         return Timing(self.encode_ms, self.prefill_ms, decode_ms, self.compile_ms + compile_ms)

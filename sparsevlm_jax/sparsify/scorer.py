@@ -17,13 +17,14 @@ from .tower import ImageContext
 
 
 class Attention(NamedTuple):
-    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied), RoPE's base, and what
-    the layer added to each key's logits, if anything."""
+    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied), RoPE's base, what the
+    layer added to each key's logits, if anything, and RoPE's inverse frequencies (None: those of its base)."""
 
     q: Float[Array, "B L N H"]
     k: Float[Array, "B L K H"]
     rope_theta: float
     key_bias: Float[Array, "B L"] | None = None
+    frequencies: Float[Array, " half"] | None = None
 
 
 class StageInputs(NamedTuple):
@@ -118,6 +119,7 @@ class RaterScore:
                 jnp.take_along_axis(stream.position_ids, inputs.visual_slot, axis=1),
                 head_dim=layer.q.shape[-1],
                 theta=layer.rope_theta,
+                frequencies=layer.frequencies,
             )
             onto = scores.correct_gravity(onto, weights, floor=self.gravity_floor)
         count = self.head_count(onto.shape[1])
