@@ -66,8 +66,8 @@ class Processor:
         self.allow_http = allow_http
         self.eos_token_ids = config.eos_token_ids if eos_token_ids is None else eos_token_ids
         edge = config.vision.image_size
-        if pixels.crop_size != (edge, edge):
-            raise ValueError(f"the vision tower sees {edge} x {edge} pixels, preprocessing gives {pixels.crop_size}")
+        if pixels.output_size != (edge, edge):
+            raise ValueError(f"the vision tower sees {edge} x {edge} pixels, preprocessing gives {pixels.output_size}")
         self._knows_mark = IMAGE_MARK in tokenizer.get_vocab()
         mark_id = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
         if self._knows_mark and mark_id != config.image_token_id:
@@ -157,7 +157,7 @@ class Processor:
 
     def encode_images(self, images: Sequence[ImageSource]) -> Float[np.ndarray, "I 3 H W"]:
         """Pixel values of images, [I, 3, H, W] float32; of none, an array with I = 0."""
-        pixels = np.empty((len(images), 3, *self.pixels.crop_size), np.float32)
+        pixels = np.empty((len(images), 3, *self.pixels.output_size), np.float32)
         for row, image in zip(pixels, images, strict=True):
             row[:] = preprocess(open_image(image, allow_http=self.allow_http), self.pixels)
         return pixels
