@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, abstract_params
 from sparsevlm_jax.trees import flatten, nest
 
-from .config import is_original, read_config
+from .config import read_config
 from .files import open_weights
+from .kinds import is_original, read_llava_json
 from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, is_ignored, layout_of
 from .tensors import StoredTensor, is_finite
 
@@ -70,7 +70,7 @@ def read_params(
 
 def external_tower(folder: str | Path) -> str | None:
     """The name of the vision tower that an original checkpoint expects to find elsewhere; None if it needs none."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_llava_json(folder)
     name = config.get("mm_vision_tower")
     if not is_original(config) or not isinstance(name, str):
         return None
@@ -79,10 +79,10 @@ def external_tower(folder: str | Path) -> str | None:
 
 def describe(folder: str | Path) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
     """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read."""
-    original = is_original(read_json(Path(folder) / "config.json"))
+    original, config = is_original(read_llava_json(folder)), read_config(folder)
     tensors = open_weights(folder)
     stored = [(t.shape, str(t.dtype)) for name, t in tensors.items() if not is_ignored(name, LLAVA_IGNORED)]
-    return "original" if original else "huggingface", layout_of(tensors), stored, read_config(folder)
+    return "original" if original else "huggingface", layout_of(tensors), stored, config
 
 
 def _plan(

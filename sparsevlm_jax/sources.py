@@ -16,6 +16,7 @@ import jax
 from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore, save
 from .errors import CheckpointError
 from .models import LlavaConfig
+from .models.dtypes import stored_dtype
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
@@ -78,8 +79,9 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: it is not there, or damaged, or its tensors are not those of its config.
-        ValueError: naming every config value that is not implemented.
+        ValueError: naming every config value that is not implemented, or a dtype in which no weights are kept.
     """
+    dtype = None if dtype is None else stored_dtype(dtype)
     folder = resolve_source(name_or_path)
     if is_converted(folder):
         config, params = restore(folder, dtype=dtype, sharding=sharding)

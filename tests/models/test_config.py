@@ -241,7 +241,7 @@ def test_ropes_frequencies_are_those_of_transformers_in_every_spelling(spelling,
     config = {"model_type": kind, "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
     config |= {"max_position_embeddings": 131072} | json.loads(json.dumps(ROPES[spelling]))
     ours = LlamaConfig.from_hf(json.loads(json.dumps(config)))
-    theirs = transformers.AutoConfig.for_model(**config)
+    theirs: Any = transformers.AutoConfig.for_model(**config)
     expected = LlamaRotaryEmbedding(theirs).inv_freq
     assert expected.dtype == torch.float32 and ours.inverse_frequencies().dtype == np.float32
     np.testing.assert_allclose(ours.inverse_frequencies(), expected.numpy(), rtol=2.5e-7)
