@@ -89,10 +89,8 @@ def test_the_class_token_is_kept_where_the_config_says(tmp_path):
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, field, value):
-    name = {"rope_scaling": "rope_scaling.rope_type", "mm_vision_select_layer": "vision_feature_layer"}.get(
-        field, field
-    )
-    with pytest.raises(UnsupportedConfig, match=rf"[ :;]{name} = "):
+    name = {"rope_scaling": r"rope_scaling\.rope_type", "mm_vision_select_layer": "vision_feature_layer"}
+    with pytest.raises(UnsupportedConfig, match=rf"[ :;]{name.get(field, field)} = "):
         read(tmp_path, ORIGINAL_7B | {field: value})
 
 
@@ -101,7 +99,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, field, value):
     [
         (
             {"image_aspect_ratio": "anyres"},
-            r"LLaVA-NeXT, in the original code's layout \(image_aspect_ratio = 'anyres'\)",
+            r"LLaVA-NeXT, in the original code's layout \(image_aspect_ratio = ",
         ),
         ({"mm_patch_merge_type": "spatial_unpad"}, "LLaVA-NeXT, in the original code's layout .*'spatial_unpad'"),
         ({"model_type": "llava_mpt"}, "model_type 'llava_mpt' is not supported; supported: LLaVA-1.5 "),
@@ -141,7 +139,7 @@ def test_all_refusals_come_together():
     [
         ("", "line 1, column 1: Expecting value"),
         ("[1]", "holds no table, but a list"),
-        ('{\n  "model_type": "llava",\n  "vocab_size": 32000,\n}', "line 3, column 22: "),
+        ('{\n  "model_type": "llava"\n  "vocab_size": 32000}', "line 3, column 3: "),
         ("{", "line 1, column 2: "),
         ("null", "holds no table, but a NoneType"),
         ("[" * 100_000, "too deeply nested"),

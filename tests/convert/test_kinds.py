@@ -56,9 +56,7 @@ def test_an_adapter_names_the_model_to_merge_it_into(tmp_path, with_config):
     if with_config:
         (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
     for enter in every_way_in(folder):
-        with pytest.raises(
-            CheckpointError, match="is a LoRA adapter for 'llava-hf/llava-1.5-7b-hf', not a whole model: "
-        ):
+        with pytest.raises(CheckpointError, match="is a LoRA adapter for 'llava-hf/llava-1.5-7b-hf', not a"):
             enter()
 
 
