@@ -148,3 +148,11 @@ def test_one_token_past_the_window_transformers_computes_something_else(windowed
     ours = last_logits(windowed._replace(config=dataclasses.replace(windowed.config, text=full)), rows)
     theirs = their_logits(windowed, rows)
     assert np.abs(ours - theirs).max() > 1e-3 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("token", [-1, 448, 32000])
+def test_a_token_that_has_no_embedding_is_refused(windowed, token):
+    rows = one_row(windowed.config, images=1, words=3)
+    rows.input_ids[0][-1] = token
+    with pytest.raises(ValueError, match=f"row 0: token id {token} is not among the model's 448 embeddings"):
+        assemble(rows, windowed.config, new_tokens=1)
