@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from sparsevlm_jax.batching import assemble
-from sparsevlm_jax.models import llava
+from sparsevlm_jax.models import known_fields, llava
 from sparsevlm_jax.prefill import PrefillInputs, run_layers, start
 from sparsevlm_jax.sources import load_checkpoint
 from sparsevlm_jax.sparsify.tower import TowerMerging
@@ -42,6 +42,8 @@ VARIANTS: dict[str, tuple[dict, dict, dict]] = {
 def random_llava(top: dict, text: dict, vision: dict) -> Any:
     """A tiny model of `transformers`."""
     table = tiny_config(kv_heads=2).to_dict()
+    if text.get("model_type") == "mistral":
+        table["text_config"] = {k: v for k, v in table["text_config"].items() if k in known_fields.MISTRAL}
     table |= {"text_config": table["text_config"] | text, "vision_config": table["vision_config"] | vision} | top
     torch.manual_seed(5)
     return shake(transformers.LlavaForConditionalGeneration(transformers.LlavaConfig.from_dict(table)).eval(), 6)
