@@ -19,13 +19,13 @@ def compute_dtype(dtype: jax.typing.DTypeLike | None, platform: str) -> np.dtype
     return _checked(dtype, allowed, f"a model computes on {platform} in")
 
 
-def stored_dtype(dtype: jax.typing.DTypeLike) -> np.dtype:
-    """What weights shall be saved in.
+def stored_dtype(dtype: jax.typing.DTypeLike | None) -> np.dtype | None:
+    """What weights shall be kept in; None is as they are.
 
     Raises:
         ValueError: another dtype than float32, bfloat16 and float16.
     """
-    return _checked(dtype, FLOATS, "weights are saved in")
+    return None if dtype is None else _checked(dtype, FLOATS, "weights are kept in")
 
 
 def _checked(dtype: jax.typing.DTypeLike, allowed: list[str] | tuple[str, ...], what: str) -> np.dtype:

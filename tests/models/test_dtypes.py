@@ -30,5 +30,5 @@ def test_another_is_refused_before_anything_is_read(dtype, tmp_path):
     with pytest.raises(ValueError, match="a model computes on cpu in float32 or bfloat16$"):
         sv.load(tmp_path / "nothing there", dtype=dtype)
     (tmp_path / "source").mkdir()
-    with pytest.raises(ValueError, match="weights are saved in float32, bfloat16 or float16$"):
+    with pytest.raises(ValueError, match="weights are kept in float32, bfloat16 or float16$"):
         convert_checkpoint(tmp_path / "source", tmp_path / "target", dtype=dtype)
