@@ -16,12 +16,12 @@ import numpy as np
 
 from sparsevlm_jax import progress
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, abstract_params
 from sparsevlm_jax.trees import flatten, nest
 
-from .config import is_original, read_config
+from .config import read_config
 from .files import open_weights
+from .kinds import is_original, read_llava_json
 from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, layout_of
 from .tensors import StoredTensor, is_finite
 
@@ -82,7 +82,7 @@ def match_params(
 
 def external_tower(folder: str | Path) -> str | None:
     """The name of the vision tower that an original checkpoint expects to find elsewhere; None if it needs none."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_llava_json(folder)
     name = config.get("mm_vision_tower")
     if not is_original(config) or not isinstance(name, str):
         return None
@@ -91,10 +91,10 @@ def external_tower(folder: str | Path) -> str | None:
 
 def describe(folder: str | Path) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
     """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read."""
-    original = is_original(read_json(Path(folder) / "config.json"))
+    original, config = is_original(read_llava_json(folder)), read_config(folder)
     tensors = open_weights(folder, ignored=LLAVA_IGNORED)
     stored = [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()]
-    return "original" if original else "huggingface", layout_of(tensors), stored, read_config(folder)
+    return "original" if original else "huggingface", layout_of(tensors), stored, config
 
 
 def _plan(

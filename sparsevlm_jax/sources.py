@@ -18,6 +18,7 @@ from .checkpoint import FORMAT, PARAMS, check_stored, is_converted, read_marker,
 from .errors import CheckpointError
 from .integrity import compare_files
 from .models import LlavaConfig
+from .models.dtypes import stored_dtype
 from .paths import local_path
 from .processing import PROCESSOR_FILES, Processor
 
@@ -85,8 +86,9 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: it is not there, or damaged, or its tensors are not those of its config.
-        ValueError: naming every config value that is not implemented.
+        ValueError: naming every config value that is not implemented, or a dtype in which no weights are kept.
     """
+    dtype = stored_dtype(dtype)
     return _load(_open(resolve_source(name_or_path), vision_tower), dtype, sharding)
 
 
@@ -106,7 +108,7 @@ def convert_checkpoint(
         CheckpointError, ValueError: as `load_checkpoint` and `checkpoint.save`; and, before a weight is read, where the
             tokenizer or processor files of the source are missing or cannot be used with the model.
     """
-    folder = _apart(resolve_source(source), target)
+    dtype, folder = stored_dtype(dtype), _apart(resolve_source(source), target)
     check_target(target, overwrite=overwrite, replaceable=is_converted)
     loaded = _load_to_write(folder, dtype, vision_tower)
     save(target, loaded.params, loaded.config, processor_files_from=folder, overwrite=overwrite)
@@ -127,7 +129,7 @@ def export_checkpoint(
     """
     from .convert import export_hf, has_weights
 
-    folder = _apart(resolve_source(source), target)
+    dtype, folder = stored_dtype(dtype), _apart(resolve_source(source), target)
     check_target(target, overwrite=overwrite, replaceable=has_weights)
     loaded = _load_to_write(folder, dtype, vision_tower)
     export_hf(

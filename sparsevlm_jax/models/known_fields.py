@@ -98,7 +98,8 @@ FIXED: Mapping[str, Any] = {
     "per_layer_config": None,
     "tie_last_hidden_states": None,
 }
-# Of every class; no value changes what inference computes here: bookkeeping, training, or said by the caller.
+# Of every class; no value changes what inference computes here: bookkeeping, training, said by the caller, or what
+# version 4 wrote for towers, too (ids, tied embeddings).
 INERT = frozenset(
     """_name_or_path name_or_path _commit_hash architectures auto_map transformers_version model_type dtype torch_dtype
     attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset
@@ -107,7 +108,7 @@ INERT = frozenset(
     ignore_index chunk_size_feed_forward id2label label2id num_labels problem_type finetuning_task tokenizer_class
     prefix task_specific_params torchscript tf_legacy_loss use_bfloat16 is_decoder add_cross_attention
     cross_attention_hidden_size tie_encoder_decoder pad_token_id bos_token_id eos_token_id sep_token_id
-    decoder_start_token_id max_length output_scores return_dict_in_generate""".split()
+    decoder_start_token_id tie_word_embeddings max_length output_scores return_dict_in_generate""".split()
 )
 # Dropped by transformers 5, whatever they say: worth a word unless they stand at the default that version 4 wrote.
 DROPPED: Mapping[str, Any] = {
