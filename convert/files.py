@@ -9,6 +9,7 @@ themselves. `metadata` is optional and not trusted (public copies hold `total_si
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -20,6 +21,7 @@ from .tensors import StoredTensor, natural
 from .torch_bin import open_torch_bin
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
+_POINTER = b"version https://git-lfs"
 INDEX = tuple(f"{name}.index.json" for name in SINGLE)
 
 
@@ -52,6 +54,9 @@ def open_weights(folder: str | Path, *, ignored: Sequence[str] = ()) -> dict[str
 
 
 def _open_file(path: Path) -> dict[str, StoredTensor]:
+    with suppress(OSError), path.open("rb") as file:  # what cannot be opened is told of below
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: `git lfs pull` fetches them")
     return open_torch_bin(path) if path.suffix == ".bin" else open_safetensors(path)
 
 

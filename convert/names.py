@@ -12,7 +12,7 @@ original code (haotian-liu/LLaVA). X stands for the names inside a part:
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ class Source(NamedTuple):
     tensor: StoredTensor
     transform: Callable[[np.ndarray], np.ndarray]
 
+
+LISTED = 40  # names that an error lists of each kind; a checkpoint of other names would have hundreds
 
 _TEXT = r"(?:language_model\.model|model\.language_model(?:\.model)?|language_model|model)\."
 _TOWER = r"(?:model\.)?(?:vision_tower\.){1,2}(?:vision_model\.)?"
@@ -119,6 +121,22 @@ def layout_of(names: Mapping[str, object]) -> str:
     return "unknown"
 
 
+# Names that tell of weights which are no whole model, or not as they were trained; the first that is found is told.
+_FOREIGN = (
+    (r"base_model\.model\..*|.*\.lora_[AB]\..*", "LoRA weights: merge them into their model (peft's merge_and_unload)"),
+    (r".*\.(?:qweight|qzeros|SCB|weight\.absmax|weight\.quant_map|weight_scale)", "quantised weights"),
+    (r"module\..*", "weights inside a wrapper (`module.`): save those of the model in it"),
+    (r"_orig_mod\..*", "weights inside a compiled module (`_orig_mod.`): save those of the model in it"),
+    (r"_fsdp_wrapped_module\..*|.*\._flat_param", "shards of FSDP: gather them into a full state dict first"),
+)
+
+
+def foreign_kind(names: Iterable[str]) -> str | None:
+    """What weights are that no table can name, told by their names; None for all others."""
+    listed = list(names)
+    return next((kind for pattern, kind in _FOREIGN if any(re.fullmatch(pattern, name) for name in listed)), None)
+
+
 class Group(NamedTuple):
     """Tensors that lie together, without the ignored ones, and the table that names them."""
 
@@ -135,9 +153,12 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
         origin: what the error message calls the checkpoint.
 
     Raises:
-        CheckpointError: names every tensor that no row knows, every parameter that nothing fills or that two tensors
-            fill, and every wrong shape or type, all in one message.
+        CheckpointError: the weights are of a kind that no table can name; or it names every tensor that no row knows,
+            every parameter that nothing fills or that two tensors fill, and every wrong shape or type, in one message.
     """
+    kind = foreign_kind(name for group in groups for name in group.tensors)
+    if kind is not None:
+        raise CheckpointError(f"{origin} holds {kind}")
     sources: dict[str, Source] = {}
     unknown, doubled = [], []
     for group, name in ((each, name) for each in groups for name in each.tensors):
@@ -195,4 +216,5 @@ def _transformed_shape(tensor: StoredTensor, transform: Callable[[np.ndarray], n
 
 
 def _listing(names: list[str]) -> str:
-    return ", ".join(sorted(names, key=natural))
+    shown = sorted(names, key=natural)[:LISTED]
+    return ", ".join(shown) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

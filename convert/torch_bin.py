@@ -31,6 +31,8 @@ DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+_OLD_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # torch.serialization.MAGIC_NUMBER, as pickled
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # what training frameworks put around a state dict
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then the lengths of the name and of the extra field
 
 
@@ -58,6 +60,11 @@ def open_torch_bin(path: str | Path) -> dict[str, StoredTensor]:
     """
     path = Path(path)
     try:
+        with path.open("rb") as file:
+            if _OLD_MAGIC in file.read(32):
+                raise CheckpointError(
+                    f"{path} is of the format from before torch 1.6: torch.load and torch.save renew it"
+                )
         with zipfile.ZipFile(path) as archive:
             root, described = _unpickle(path, archive)
             members = {info.filename: info for info in archive.infolist()}
@@ -89,6 +96,9 @@ def _unpickle(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, _Vie
         ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"{path}: its data.pkl is damaged ({type(error).__name__})") from None
+    wrapper = next((key for key in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
+    if wrapper is not None:
+        raise CheckpointError(f"{path} is a training checkpoint: save what it holds as {wrapper!r} alone")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, _View) for k, v in state.items()):
         raise CheckpointError(f"{path} is not a plain state dict of tensors")
     return root, state

@@ -1,4 +1,4 @@
-"""Which files of a folder are read: those that `transformers` reads. What is missing or doubled is named in one error."""
+"""The files that are read are those that `transformers` reads; what is missing or doubled is named in one error."""
 
 import json
 
@@ -117,6 +117,17 @@ def test_a_truncated_shard(folder):
     content = (folder / SECOND).read_bytes()
     (folder / SECOND).write_bytes(content[:-1])
     assert_refused(folder, f"{SECOND} is truncated: its header describes 16 bytes of data, the file has 15")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_that_git_lfs_left_is_no_weights(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert_refused(tmp_path, f"{name} is a Git LFS pointer, not the weights")
+
+
+def test_an_index_may_name_shards_of_either_kind(folder):
+    (folder / INDEX).rename(folder / "pytorch_model.bin.index.json")
+    assert open_weights(folder).keys() == set("abcd")
 
 
 @pytest.mark.parametrize(

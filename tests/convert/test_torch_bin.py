@@ -130,9 +130,15 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
 
 
 def test_the_old_format_is_refused(tmp_path):
-    torch.save({"a": torch.ones(1)}, tmp_path / "x.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match="truncated, or not a zip archive as torch >= 1.6 writes"):
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"x\.bin is of the format from before torch 1\.6"):
         open_torch_bin(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "module"])
+def test_a_training_checkpoint_is_told_from_a_state_dict(tmp_path, wrapper):
+    with pytest.raises(CheckpointError, match=f"is a training checkpoint: save what it holds as '{wrapper}' alone"):
+        saved(tmp_path / "x.bin", {"epoch": 3, wrapper: {"a": torch.ones(2)}, "optimizer": {"lr": 0.1}})
 
 
 def test_a_file_cut_short_is_refused(tmp_path):
