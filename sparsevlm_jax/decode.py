@@ -76,6 +76,7 @@ def generate(
     state: DecodeState,
     max_new_tokens: Int[Array, ""],
     sampling: Sampling | None = None,
+    rows: Int[Array, ""] | int | None = None,
     *,
     config: LlavaConfig,
     implementation: Implementation,
@@ -87,6 +88,7 @@ def generate(
     Args:
         max_new_tokens: traced, so that another limit does not compile again; 1 to `buffer`.
         sampling: None is greedy.
+        rows: traced; the rows behind that many are padding, and nobody waits for them to end. None: all are real.
         buffer: static width of the result, N, and at most the caches' free slots plus one.
     """
 
@@ -101,10 +103,11 @@ def generate(
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
         return step + 1, state, token, tokens, done | is_end(token, config)
 
-    rows = logits.shape[0]
+    batch = logits.shape[0]
     first = choose(logits, sampling, 0)
-    tokens = jnp.full((rows, buffer), config.pad_token_id, jnp.int32).at[:, 0].set(first)
-    carry = (jnp.int32(1), state, first, tokens, is_end(first, config))
+    tokens = jnp.full((batch, buffer), config.pad_token_id, jnp.int32).at[:, 0].set(first)
+    done = is_end(first, config) if rows is None else is_end(first, config) | (jnp.arange(batch) >= rows)
+    carry = (jnp.int32(1), state, first, tokens, done)
     step, state, _, tokens, _ = jax.lax.while_loop(unfinished, advance, carry)
     return Generated(tokens, count_tokens(tokens, step, config)), state
 

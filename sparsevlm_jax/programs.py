@@ -18,6 +18,9 @@ from typing import Any
 
 import jax
 
+from . import executables
+from .compilation_cache import one_sentence
+
 #: Programs kept in memory; the environment variable SPARSEVLM_PROGRAMS says another number.
 LIMIT = 64
 
@@ -125,8 +128,14 @@ class Program:
         def function(*args, **static):  # JAX's caches hold an executable as long as its function lives: one for each
             return self._function(*args, **static)
 
+        if (path := executables.path_of(self._function, args, static)) and (found := executables.load(path)):
+            return found
         jitted = jax.jit(function, static_argnames=self._static, donate_argnums=self._donate)
-        return jitted.lower(*args, **static).compile()
+        with one_sentence():
+            compiled = jitted.lower(*args, **static).compile()
+        if path:
+            executables.save(path, compiled)
+        return compiled
 
 
 def _signature(args: Any) -> tuple:

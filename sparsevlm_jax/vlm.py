@@ -136,7 +136,7 @@ def generate(
         OSError: an image file that cannot be read.
     """
     run = Run(vlm, prompt, image, sparsity, max_new_tokens)
-    sampling = _sampling(run.rows, temperature, top_k, top_p, seed)
+    sampling = _sampling(run.rows, temperature, top_k, top_p, seed, padded=len(run.batch.length))
     prefilled = run.prefill()
     buffer = new_tokens_bucket(max_new_tokens)
     (generated, _), decode_ms, compile_ms = _decode(
@@ -145,11 +145,12 @@ def generate(
         prefilled.state,
         jnp.int32(max_new_tokens),
         sampling,
+        np.int32(run.rows),
         config=vlm.config,
         implementation=vlm.implementation,
         buffer=buffer,
     )
-    tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)
+    tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)[: run.rows]
     steps = int(counts.max()) - 1
     timing = run.timing(decode_ms / steps if steps else None, compile_ms)
     outputs = [
@@ -222,7 +223,7 @@ class Run:
 
     @property
     def rows(self) -> int:
-        return len(self.batch.length)
+        return self.batch.rows
 
     def prefill(self, *, trace: bool = False) -> PrefillResult:
         """Encodes and prefills; with `trace` in one program, whatever `sparsity.adaptive` says."""
@@ -364,8 +365,14 @@ def _as_list(image: Any) -> list[ImageSource]:
     return list(image) if isinstance(image, (list, tuple)) else [image]
 
 
-def _sampling(rows: int, temperature: float, top_k: int, top_p: float, seed: int | Sequence[int]) -> Sampling | None:
-    """Raises ValueError naming the option that is out of range."""
+def _sampling(
+    rows: int, temperature: float, top_k: int, top_p: float, seed: int | Sequence[int], *, padded: int | None = None
+) -> Sampling | None:
+    """How tokens are drawn, for `rows` and the padding behind them, to `padded`.
+
+    Raises:
+        ValueError: naming the option that is out of range.
+    """
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
     if top_k < 0:
@@ -377,5 +384,6 @@ def _sampling(rows: int, temperature: float, top_k: int, top_p: float, seed: int
         raise ValueError(f"expected one seed or one for each of {rows} rows, got {len(seeds)}")
     if temperature == 0:
         return None
+    seeds += [0] * ((padded or rows) - rows)
     keys = jnp.stack([jax.random.key(s) for s in seeds])
     return Sampling(keys, jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
