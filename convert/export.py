@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsevlm_jax import progress
 from sparsevlm_jax.atomic import new_folder
 from sparsevlm_jax.checkpoint import check_params, processor_files
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
@@ -171,5 +172,5 @@ def _write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
     encoded += b" " * (-len(encoded) % 8)  # the data begins aligned, as in the reference implementation
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for tensor in tensors.values():
+        for tensor in progress.count(tensors.values(), f"writing {path.name}"):
             file.write(tensor.open().reshape(-1).view(np.uint8).data)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsevlm_jax import progress
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, abstract_params
@@ -56,7 +57,7 @@ def read_params(
     shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(targets, sharding)
     not_finite: list[str] = []
     params = {}
-    for target in targets:
+    for target in progress.count(targets, "reading weights"):
         params[target], finite = _place(sources[target], _dtype(sources[target].tensor, dtype), shardings[target])
         if not finite:
             not_finite.append(target)

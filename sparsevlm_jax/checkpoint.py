@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from . import progress
 from .atomic import new_folder
 from .errors import CheckpointError, CheckpointWarning
 from .jsonfile import read_json
@@ -192,7 +193,7 @@ def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
     largest = max(leaf.nbytes for leaf in flatten(params).values())
     context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = 2 * largest
     try:
-        with context:
+        with context, progress.step(f"writing {target}"):
             ocp.save(str(path), params)
     except Exception as error:  # the storage layer raises many kinds
         raise CheckpointError(f"cannot write {target}: {_first_line(error)}") from error
@@ -202,7 +203,8 @@ def _orbax_load(path: Path, abstract: dict) -> dict:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        return ocp.load(str(path), abstract)
+        with progress.step("reading weights"):
+            return ocp.load(str(path), abstract)
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from . import executables
+from . import executables, progress
 from .compilation_cache import one_sentence
 
 #: Programs kept in memory; the environment variable SPARSEVLM_PROGRAMS says another number.
@@ -131,7 +131,8 @@ class Program:
         if (path := executables.path_of(self._function, args, static)) and (found := executables.load(path)):
             return found
         jitted = jax.jit(function, static_argnames=self._static, donate_argnums=self._donate)
-        with one_sentence():
+        name = getattr(self._function, "__name__", "a program")
+        with progress.step(f"compiling {name}"), one_sentence():
             compiled = jitted.lower(*args, **static).compile()
         if path:
             executables.save(path, compiled)

@@ -114,11 +114,9 @@ def _check(traces: Sequence[SparsityTrace]) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("pictures need matplotlib: pip install 'sparsevlm-jax[eval]'") from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # only pictures wait for it
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     FigureCanvasAgg(figure)  # measures text; nothing global is touched, as pyplot would
     return figure
@@ -168,7 +166,7 @@ def _draw_words(axes: "Axes", lines: list[list["_Word"]], width: float) -> None:
         for word in line:
             strength = 0.35 + 0.65 * word.relevance / strongest
             box = dict(boxstyle="round,pad=0.2", facecolor=_RATER, edgecolor="none", alpha=strength)
-            style = dict(color=_INK, bbox=box) if word.is_rater else dict(color=_MUTED)
+            style: dict[str, Any] = dict(color=_INK, bbox=box) if word.is_rater else dict(color=_MUTED)
             axes.text(word.left, row + 0.5, word.text, fontsize=_FONT, family="monospace", va="center", **style)
 
 
@@ -235,6 +233,12 @@ def _bare(axes: "Axes") -> None:
         spine.set_visible(False)
 
 
+def check_suffix(path: Any) -> None:
+    """Raises ValueError unless the file is to be PNG or SVG."""
+    if not str(path).lower().endswith((".png", ".svg")):
+        raise ValueError(f"expected a file name ending in .png or .svg, got {path}")
+
+
 def save(figure: "Figure", path: Any) -> None:
     """Writes PNG or SVG, by the suffix.
 
@@ -242,6 +246,5 @@ def save(figure: "Figure", path: Any) -> None:
         ValueError: another suffix.
         OSError: the file cannot be written.
     """
-    if not str(path).lower().endswith((".png", ".svg")):
-        raise ValueError(f"expected a file name ending in .png or .svg, got {path}")
+    check_suffix(path)
     figure.savefig(path, bbox_inches="tight")

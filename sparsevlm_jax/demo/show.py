@@ -1,5 +1,6 @@
 """`sparsevlm demo`: draw a street, ask about it dense and pruned, and say what pruning saved."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -7,9 +8,11 @@ from typing import Final, NamedTuple
 
 from PIL import Image
 
+from .. import progress
 from ..accounting import Report
+from ..comparison import table
 from ..sparsify import SparsityConfig
-from ..vlm import generate, load
+from ..vlm import Output, generate, load
 from . import CHECKPOINT, world
 from .questions import Question, pick
 
@@ -54,22 +57,42 @@ def run_demo(
         save_to: where to save the picture, five times enlarged; None saves nothing.
 
     Raises:
-        ValueError: the checkpoint cannot be loaded, or the budget does not fit it.
+        ValueError: the checkpoint cannot be loaded, the budget does not fit it, or `save_to` has another content.
         OSError: the picture cannot be written.
     """
+    sparsity = SparsityConfig.sparsevlm(tokens)
     scene, questions = scene_and_questions(seed)
     picture = scene.draw()
     if save_to is not None:
-        picture.resize((5 * world.SIZE, 5 * world.SIZE), Image.Resampling.LANCZOS).save(save_to)
-    vlm = load(model)
+        _save(picture, save_to)
+    with progress.step("loading the model"):
+        vlm = load(model)
     prompts, pictures = [question.text for question in questions], [picture] * len(questions)
-    dense = generate(vlm, prompts, pictures, sparsity=None, max_new_tokens=8)
-    sparse = generate(vlm, prompts, pictures, sparsity=SparsityConfig.sparsevlm(tokens), max_new_tokens=8)
+
+    def ask(sparsity: SparsityConfig | None) -> list[Output]:
+        with progress.step("answering"):
+            generate(vlm, prompts, pictures, sparsity=sparsity, max_new_tokens=8)  # a first run is slower than others
+            return generate(vlm, prompts, pictures, sparsity=sparsity, max_new_tokens=8)
+
     asked = tuple(
         Asked(question, one.text, other.text, one.report, other.report)
-        for question, one, other in zip(questions, dense, sparse, strict=True)
+        for question, one, other in zip(questions, ask(None), ask(sparsity), strict=True)
     )
     return Demo(picture, asked)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """Writes the enlarged picture; a file that is there already is left alone, and refused if it is another one."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise ValueError(f"expected a picture's name, ending in .png, .jpg or .webp, got {path}")
+    content = io.BytesIO()
+    picture.resize((5 * world.SIZE, 5 * world.SIZE), Image.Resampling.LANCZOS).save(content, kind)
+    if path.exists() and path.stat().st_size:
+        if not path.is_file() or path.read_bytes() != content.getvalue():
+            raise ValueError(f"{path} is there already and is another picture: choose another name")
+        return
+    path.write_bytes(content.getvalue())
 
 
 def lines(demo: Demo) -> Iterator[str]:
@@ -81,6 +104,9 @@ def lines(demo: Demo) -> Iterator[str]:
         yield f"  sparse  {asked.sparse}"
     dense, sparse = demo.asked[0].dense_report, demo.asked[0].sparse_report
     yield ""
-    yield f"image tokens a layer   {dense.mean_entering_layers:8.1f} -> {sparse.mean_entering_layers:.1f}"
-    yield f"FLOPs, image + prompt  {dense.flops / 1e6:7.1f}M -> {sparse.flops / 1e6:.1f}M"
-    yield f"KV cache of a prompt   {dense.kv_bytes / 1024:7.1f}K -> {sparse.kv_bytes / 1024:.1f}K bytes"
+    yield from table({"dense": dense, "sparse": sparse})
+    yield ""
+    after, total = sparse.mean_after_layers, dense.visual_tokens[0]
+    yield f"A budget counts the tokens left after a layer: on average {after:.1f} of {total}."
+    yield f"Pruning comes at the end of a layer, so more enter one: {sparse.mean_entering_layers:.1f}."
+    yield "Times are those of all three questions at once, in a second run."

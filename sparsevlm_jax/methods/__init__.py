@@ -10,9 +10,9 @@ Every module of this package is imported here and may register methods, so a new
 import importlib
 import pkgutil
 
-from .registry import METHODS, Amount, create, method, summary
+from .registry import METHODS, Amount, create, method, options, parse_options, summary
 
-__all__ = ["METHODS", "Amount", "create", "method", "summary"]
+__all__ = ["METHODS", "Amount", "create", "method", "options", "parse_options", "summary"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -28,12 +28,12 @@ class _OneKey(nnx.Rngs):
 def _split(module: Callable, config: Any) -> tuple[nnx.GraphDef, dict]:
     graphs = []
 
-    def build(key: jax.Array) -> dict:
-        graph, state = nnx.split(module(config, rngs=_OneKey(key)))
+    def build() -> dict:
+        graph, state = nnx.split(module(config, rngs=_OneKey(jax.random.key(0))))
         graphs.append(graph)
         return nnx.to_pure_dict(state)
 
-    abstract = jax.eval_shape(build, jax.random.key(0))
+    abstract = jax.eval_shape(build)
     return graphs[0], abstract
 
 
