@@ -58,6 +58,7 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> Path
         (folder / "executables").mkdir(mode=0o700, parents=True, exist_ok=True)
         _probe(folder)
     except OSError as error:
+        jax.config.update("jax_enable_compilation_cache", False)  # it would say so again for every program
         warn(f"cannot keep compiled programs in {folder}: {error.strerror}")
         return None
     if not configured:
@@ -79,6 +80,12 @@ def warn(sentence: str) -> None:
         warnings.warn(sentence, CacheWarning, stacklevel=3)
 
 
+def warn_damaged() -> None:
+    """The one sentence about entries that cannot be read or replaced, JAX's or this library's."""
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    warn(f"the compilation cache {folder} is damaged: what it lacks is compiled; delete the folder to mend it")
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """What JAX says of its cache in here, a jitted function's name and an exception each time, becomes one sentence."""
@@ -87,8 +94,7 @@ def one_sentence() -> Iterator[None]:
         yield
     for warning in caught:
         if _JAX.match(str(warning.message)):
-            folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-            warn(f"the compilation cache {folder} is damaged or cannot be written: what it lacks is compiled")
+            warn_damaged()
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 

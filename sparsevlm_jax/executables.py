@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
-from .compilation_cache import MAX_BYTES, executables_folder, warn
+from .compilation_cache import MAX_BYTES, executables_folder, warn, warn_damaged
 
 _PACKAGE = __name__.partition(".")[0]
 _DIGEST = 32
@@ -61,7 +61,7 @@ def load(path: Path) -> Any:
         os.utime(path)
     except Exception:  # damaged bytes, or an XLA that thinks otherwise of its own: whatever it is, compiling helps
         path.unlink(missing_ok=True)
-        warn(f"the compilation cache {path.parent} holds damaged programs: they are compiled anew")
+        warn_damaged()
         return None
     return compiled
 
