@@ -108,7 +108,7 @@ def ablations(examiner: Examiner, questions: int, shares: list[str]) -> list[Cel
 
 def _rank(examiner: Examiner, base: SparsityConfig, amount: Tokens, measure: Any) -> SparsityConfig:
     """Rank-adaptive counts whose mean over layers, on the first questions, is that of the fixed schedule."""
-    target = float(Fraction(amount.amount)) * examiner.vlm.config.tokens_per_image
+    target = float(amount.amount) * examiner.vlm.config.tokens_per_image
     low, high = 0.0, 64.0
     for _ in range(9):
         scale = (low + high) / 2
@@ -170,7 +170,7 @@ def plot(results: list[Result], path: Path) -> None:
 
     figure = Figure(figsize=(9, 5), dpi=130)
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for name in dict.fromkeys(r.method for r in results if r.method != "dense"):
         own = sorted((r for r in results if r.method == name), key=lambda r: float(Fraction(r.share)))
         x = [float(Fraction(r.share)) for r in own]

@@ -109,7 +109,9 @@ def built(function: Callable, *args: Any, donate: tuple[int, ...] = (), is_loop:
     program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    entry, body = computations(program.as_text())
+    text = program.as_text()
+    assert memory is not None and text is not None, "this backend does not tell what it compiled"
+    entry, body = computations(text)
     assert is_loop == (body is not None), "a loop where none was expected, or none where one was"
     launched, largest = kernels(body or entry)
     return dict(
@@ -137,13 +139,12 @@ def programs(
     sparsity = None if tokens is None else SparsityConfig.sparsevlm(tokens)
     params = place(abstract_params(config, jnp.bfloat16))
     features = (batch * images, config.tokens_per_image, config.text.hidden_size)
-    inputs = place(
-        PrefillInputs(
-            jax.ShapeDtypeStruct((batch, text + visual), jnp.int32),
-            jax.ShapeDtypeStruct((batch,), jnp.int32),
-            jax.ShapeDtypeStruct(features, jnp.bfloat16),
-        )
+    abstract: tuple[Any, ...] = (  # stand for arrays while a program is compiled
+        jax.ShapeDtypeStruct((batch, text + visual), jnp.int32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+        jax.ShapeDtypeStruct(features, jnp.bfloat16),
     )
+    inputs = place(PrefillInputs(*abstract))
     static: dict[str, Any] = dict(config=config, implementation="cudnn")
     bucket = Bucket(text, visual, config.tokens_per_image)
     first = partial(prefill, **static, sparsity=sparsity, bucket=bucket, new_tokens=new)

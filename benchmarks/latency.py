@@ -112,15 +112,17 @@ class Compiled(NamedTuple):
 
 def compiled(function: Callable, *args: Any, **static: Any) -> Compiled:
     """Compiles twice: into the cache on disk, and out of it."""
-    seconds, program = [], None
-    for _ in range(2):
+
+    def compile_once() -> tuple[Any, float]:
         jax.clear_caches()
         start = time.perf_counter()
         program = jax.jit(partial(function, **static)).lower(*args).compile()
-        seconds.append(time.perf_counter() - start)
+        return program, time.perf_counter() - start
+
+    (_, cold), (program, cached) = compile_once(), compile_once()
     memory = program.memory_analysis()
     working = memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return Compiled(program, *seconds, working / 1e6)
+    return Compiled(program, cold, cached, working / 1e6)
 
 
 def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
@@ -156,6 +158,7 @@ def variants_of(case: Case, with_methods: bool, budgets: tuple[int, ...]) -> dic
     found |= {f"sparsevlm {tokens}": SparsityConfig.sparsevlm(tokens) for tokens in budgets}
     for name in sorted(set(methods.METHODS) - {"dense", "sparsevlm"}) if with_methods else ():
         method = methods.create(name, budgets[0])
+        assert method is not None  # only "dense" is
         if method.size_aware and case.implementation == "cudnn":
             print(f"left out: {name}, whose tokens count their size, needs XLA attention")
             continue
@@ -293,6 +296,7 @@ def _peers(
     if case.batch == 1:
         for tokens in options.budgets:
             sparsity = found[f"sparsevlm {tokens}"]
+            assert sparsity is not None
             plans = sparsity.plan(case.config.text.num_hidden_layers, case.bucket)
             name = f"sparsevlm in torch {tokens}"
             made[name] = peers.Sparse(model, embeddings, BEFORE, case.visual, sparsity, plans)

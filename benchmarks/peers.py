@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+import transformers.initialization
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
 from sparsevlm_jax.convert.export import export_tensor
@@ -120,6 +121,8 @@ class Sparse:
         if len(embeddings) != 1:
             raise ValueError(f"the official algorithm takes one prompt at a time, got {len(embeddings)}")
         self.model, self.embeddings, self.before, self.visual = model, embeddings, before, visual
+        if sparsity.recycle is None:
+            raise ValueError(f"{sparsity.name} merges nothing, expected SparseVLM v1.5")
         self.recycle, self.plans = sparsity.recycle, {plan.layer: plan for plan in plans}
 
     @torch.inference_mode()
@@ -138,7 +141,7 @@ class Sparse:
                 attended, attention_map = _attention_with_map(q, k, v)
             x = x + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-            if plan is not None:
+            if plan is not None and attention_map is not None:
                 scores = attention_map[0].mean(0)[self.before + visual + raters, self.before : self.before + visual]
                 x, visual = self._prune(x, scores.mean(0), visual, plan)
         logits = self.model.lm_head(decoder.norm(x[:, -1])).float()

@@ -49,6 +49,8 @@ def main() -> None:
     for method in options.methods:
         for budget in options.budgets:
             sparsity = methods.create(method, budget)
+            if sparsity is None:
+                raise SystemExit(f"{method} keeps every token: there is nothing to compare")
             both = [[kept_patches(vlm, *one, sparsity) for vlm in (full, half)] for one in asked]
             kept = np.array([[len(stage) for stage in one] for one, _ in both]).sum(axis=0)
             alike = np.array([[len(a & b) for a, b in zip(*pair, strict=True)] for pair in both]).sum(axis=0)

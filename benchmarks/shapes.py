@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -18,7 +18,7 @@ Name = TypeVar("Name")
 
 
 def _llava(
-    vision: ClipVisionConfig, width: int, ffn: int, layers: int, heads: int, kv_heads: int, **options: str
+    vision: ClipVisionConfig, width: int, ffn: int, layers: int, heads: int, kv_heads: int, **options: Any
 ) -> LlavaConfig:
     text = LlamaConfig(32064, width, ffn, layers, heads, kv_heads, width // heads, 1e-5, 1e4, 4096)
     return LlavaConfig(vision, text, image_token_id=32000, **options)

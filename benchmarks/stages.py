@@ -74,10 +74,10 @@ def parts(
     }
     if plan.table is None:
         made["rank"] = call(method.budget.count, every)
-    if method.recycle:
-        room = dict(candidate_capacity=plan.candidates, merged_capacity=plan.merged)
+    if recycle := method.recycle:
+        room: dict[str, Any] = dict(candidate_capacity=plan.candidates, merged_capacity=plan.merged)
         made["recycle"] = call(
-            lambda hidden, selection: method.recycle(hidden, selection, valid.sum(1), **room),
+            lambda hidden, selection: recycle(hidden, selection, valid.sum(1), **room),
             inputs.visual_hidden,
             chosen,
         )

@@ -125,7 +125,7 @@ def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | None
         tower += _vision_layer(vision, n, leaving)
         n = leaving
     merged_away = vision.num_patches + 1 - n
-    projector = (visual - merged_away) * (vision.hidden_size * width + width * width)
+    projector = (visual - merged_away) * (config.feature_size * width + width * width)
     return 2 * images * (tower + projector)
 
 

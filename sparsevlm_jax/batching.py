@@ -32,8 +32,8 @@ def assemble(inputs: ProcessedInputs, config: LlavaConfig, *, new_tokens: int) -
     """Pads processed rows to a bucket.
 
     Raises:
-        ValueError: the image tokens of a row are not those of its images, or a row with its `new_tokens` is longer than
-            the model's positions.
+        ValueError: the image tokens of a row are not those of its images, a token id is none of the model's, or a row
+            with its `new_tokens` is longer than the model's positions or its sliding window.
     """
     visual = [int((ids == config.image_token_id).sum()) for ids in inputs.input_ids]
     for row, (tokens, images) in enumerate(zip(visual, inputs.images_per_row, strict=True)):
@@ -43,12 +43,8 @@ def assemble(inputs: ProcessedInputs, config: LlavaConfig, *, new_tokens: int) -
                 f"{config.tokens_per_image}, got {tokens}"
             )
     lengths = np.array([len(ids) for ids in inputs.input_ids], np.int32)
-    positions = config.text.max_position_embeddings
-    if lengths.max() + new_tokens > positions:
-        raise ValueError(
-            f"the prompt has {lengths.max()} tokens and {new_tokens} more may follow, but the model has only "
-            f"{positions} positions"
-        )
+    _check_ids(inputs, config)
+    _check_length(int(lengths.max()), new_tokens, config)
     text = max(len(ids) - tokens for ids, tokens in zip(inputs.input_ids, visual, strict=True))
     bucket = Bucket(text=text_bucket(text), visual=max(visual), visual_step=config.tokens_per_image)
     input_ids = np.full((len(lengths), bucket.capacity), config.pad_token_id, np.int32)
@@ -58,6 +54,29 @@ def assemble(inputs: ProcessedInputs, config: LlavaConfig, *, new_tokens: int) -
     spare = (1 << (images - 1).bit_length()) - images if images else 0
     pixels = np.pad(inputs.pixel_values, ((0, spare), (0, 0), (0, 0), (0, 0)))
     return Batch(input_ids, lengths, pixels, bucket)
+
+
+def _check_ids(inputs: ProcessedInputs, config: LlavaConfig) -> None:
+    """Embeddings are looked up without a check: an id outside the table would read as NaN."""
+    for row, ids in enumerate(inputs.input_ids):
+        text = ids[ids != config.image_token_id]
+        outside = text[(text < 0) | (text >= config.text.vocab_size)]
+        if len(outside):
+            raise ValueError(
+                f"row {row}: token id {outside[0]} is not among the model's {config.text.vocab_size} embeddings: the "
+                f"tokenizer is of another model"
+            )
+
+
+def _check_length(tokens: int, new_tokens: int, config: LlavaConfig) -> None:
+    positions, window = config.text.max_position_embeddings, config.text.sliding_window
+    if tokens + new_tokens > positions:
+        limit = f"the model has only {positions} positions"
+    elif window is not None and tokens + new_tokens - 1 > window:  # the last token is not read any more
+        limit = f"the model's attention slides over a window of {window}, beyond which it is not implemented"
+    else:
+        return
+    raise ValueError(f"the prompt has {tokens} tokens and {new_tokens} more may follow, but {limit}")
 
 
 def text_bucket(tokens: int) -> int:

@@ -92,7 +92,8 @@ def prefill_bucketed(
         )
         run_ms, compile_ms = run_ms + ms, compile_ms + compiling_ms
         segments.append(segment)
-    return Timed(_result(segments), run_ms, compile_ms, tuple(plans))
+    result, ms, compiling_ms = _result(segments)
+    return Timed(result, run_ms + ms, compile_ms + compiling_ms, tuple(plans))
 
 
 def ladder(tokens: int, limit: int) -> int:
@@ -154,19 +155,29 @@ def _segment(lm, entered, visual_total, layers, plan, sparsity, implementation, 
     return Segment(stream, visual_total, state, decision, kept + merged, None)
 
 
-def _result(segments: list[Segment]) -> PrefillResult:
-    stages, last = segments[:-1], segments[-1]
+def _result(segments: list[Segment]) -> tuple[PrefillResult, float, float]:
+    """The segments as one, and the milliseconds to run and compile what joins them. Keys and values stay as they are:
+    they come in too many shapes to compile for."""
+    *stages, last = segments
     assert last.logits is not None
-    empty = jnp.zeros((0, len(last.visual_total)), jnp.int32)
-    return PrefillResult(
-        logits=last.logits,
-        state=join([segment.state for segment in segments]),
-        visual_count=jnp.stack([s.leaving for s in stages if s.leaving is not None]) if stages else empty,
-        wanted=jnp.stack([s.decision.wanted for s in stages if s.decision is not None]) if stages else empty,
-        trace=None,
-    )
+    counts = [(stage.leaving, stage.decision.wanted) for stage in stages if stage.decision]
+    states = [segment.state for segment in segments]
+    bare = [state._replace(cache=state.cache._replace(k=(), v=(), bias=())) for state in states]
+    (state, visual_count, wanted), run_ms, compile_ms = _joined(bare, counts, last.visual_total)
+    k, v, bias = ([x for s in states for x in getattr(s.cache, name) or ()] for name in ("k", "v", "bias"))
+    state = state._replace(cache=state.cache._replace(k=tuple(k), v=tuple(v), bias=tuple(bias)))
+    return PrefillResult(last.logits, state, visual_count, wanted, trace=None), run_ms, compile_ms
+
+
+def _join_counts(
+    states: list[DecodeState], counts: list[tuple[Array, Array]], total: Int[Array, " B"]
+) -> tuple[DecodeState, Int[Array, "S B"], Int[Array, "S B"]]:
+    empty = jnp.zeros((0, *total.shape), jnp.int32)
+    leaving, wanted = (jnp.stack(column) for column in zip(*counts, strict=True)) if counts else (empty, empty)
+    return join(states), leaving, wanted
 
 
 _STATIC = ("config", "sparsity", "end", "plan", "implementation", "new_tokens")
 _first = Program(_run_first, static=(*_STATIC, "bucket"))
 _next = Program(_run_next, static=(*_STATIC, "fitted", "start_layer"))
+_joined = Program(_join_counts, static=())

@@ -3,6 +3,7 @@
 B batch · L layers · W vocabulary · N new tokens
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,26 @@ class Sampling(NamedTuple):
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
+
+
+def sampling(rows: int, temperature: float, top_k: int, top_p: float, seed: int | Sequence[int]) -> Sampling | None:
+    """How `rows` draw, None at temperature 0; options in the ranges that `generate` names.
+
+    A temperature that float32 does not hold becomes the nearest that it does, and draws what its limit draws: of equals
+    at the top, or of all alike.
+
+    Raises:
+        ValueError: neither one seed nor one for each row.
+    """
+    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ValueError(f"expected one seed or one for each of {rows} rows, got {len(seeds)}")
+    if temperature == 0:
+        return None
+    keys = jnp.stack([jax.random.key(s) for s in seeds])
+    limits = jnp.finfo(jnp.float32)
+    divisor = jnp.float32(min(max(temperature, float(limits.tiny)), float(limits.max)))
+    return Sampling(keys, divisor, jnp.int32(top_k), jnp.float32(top_p))
 
 
 class Generated(NamedTuple):
@@ -128,10 +149,10 @@ def choose(logits: Float[Array, "B W"], sampling: Sampling | None, step: Int[Arr
 
 
 def restrict(logits: Float[Array, "B W"], sampling: Sampling) -> Float[Array, "B W"]:
-    """Logits over temperature, -inf outside top-k and, of what that leaves, outside top-p."""
-    logits = logits / sampling.temperature
+    """Logits over temperature, the largest 0; -inf outside top-k and, of what that leaves, outside top-p."""
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
+    ranked = (ranked - ranked[:, :1]) / sampling.temperature  # the difference first: it cannot overflow to inf - inf
     rank = jnp.arange(logits.shape[-1])
     ranked = jnp.where((sampling.top_k > 0) & (rank >= sampling.top_k), -jnp.inf, ranked)
     probability = jax.nn.softmax(ranked, axis=-1)

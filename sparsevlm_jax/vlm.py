@@ -9,7 +9,7 @@ Everything underneath is pure and jitted; here are the checks, the padding, the 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ import numpy as np
 
 from . import accounting, decode
 from .accounting import Report, Timing
+from .arguments import THIRD, checked, rows_of
 from .batching import Batch, assemble, new_tokens_bucket
 from .bucketed import prefill_bucketed
-from .decode import Sampling
 from .models.attention import Implementation, choose_implementation
 from .models.llava import EncodedImages, LlavaConfig, encode
 from .prefill import PrefillInputs, PrefillResult, prefill
@@ -31,12 +31,11 @@ from .programs import Program
 from .sources import load_checkpoint
 from .sparsify import Recycle, SparsityConfig, StagePlan
 
-THIRD = SparsityConfig.sparsevlm(tokens="1/3")
-
 _encode = Program(encode, static=("config", "implementation", "context", "merging"))
 _prefill = Program(prefill, static=("config", "sparsity", "bucket", "implementation", "new_tokens", "trace"))
 _decode = Program(decode.generate, static=("config", "implementation", "buffer"), donate=(2,))
-_step = jax.jit(decode.decode_step, static_argnames=("config", "implementation"), donate_argnums=(1,))
+_step = Program(decode.decode_step, static=("config", "implementation"), donate=(1,))
+_choose = Program(decode.choose, static=())
 
 Images = ImageSource | Sequence[ImageSource] | None
 
@@ -91,6 +90,9 @@ def load(
     Raises:
         ValueError: the checkpoint is missing, damaged or not implemented; the message names what and where.
     """
+    source, dtype, vision_tower, pad_to_square, attention = checked(
+        source=source, dtype=dtype, vision_tower=vision_tower, pad_to_square=pad_to_square, attention=attention
+    )
     platform = jax.default_backend()
     dtype = jnp.dtype(dtype or (jnp.float32 if platform == "cpu" else jnp.bfloat16))
     if source is None:
@@ -134,8 +136,9 @@ def generate(
             prompt longer than the model's positions, options out of range.
         OSError: an image file that cannot be read.
     """
+    options = checked(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     run = Run(vlm, prompt, image, sparsity, max_new_tokens)
-    sampling = _sampling(run.rows, temperature, top_k, top_p, seed)
+    sampling = decode.sampling(run.rows, *options)
     prefilled = run.prefill()
     buffer = new_tokens_bucket(max_new_tokens)
     (generated, _), decode_ms, compile_ms = _decode(
@@ -178,14 +181,16 @@ def stream(
 
     Arguments and errors as in `generate`; errors are raised at the first piece.
     """
+    options = checked(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     run = Run(vlm, [prompt], [image], sparsity, max_new_tokens)
-    sampling = _sampling(1, temperature, top_k, top_p, seed)
+    sampling = decode.sampling(1, *options)
     prefilled = run.prefill()
     logits, state = prefilled.logits, prefilled.state
+    choose, advance = run.compile_steps(prefilled, sampling)  # before the first token, so that none waits for it
     tokens: list[int] = []
     shown = ""
     for step in range(max_new_tokens):
-        token = decode.choose(logits, sampling, step)
+        token = choose(logits, sampling, np.int32(step))
         tokens.append(int(token[0]))
         text = vlm.processor.decode_settled(tokens)
         if len(text) > len(shown):
@@ -193,7 +198,7 @@ def stream(
             shown = text
         if tokens[-1] in vlm.config.eos_token_ids or step + 1 == max_new_tokens:
             break
-        logits, state = _step(vlm.params, state, token, config=vlm.config, implementation=vlm.implementation)
+        logits, state = advance(vlm.params, state, token)
     yield vlm.processor.decode(tokens)[len(shown) :]
 
 
@@ -201,9 +206,10 @@ class Run:
     """One call: inputs checked and padded, then prefilled; keeps the clocks."""
 
     def __init__(self, vlm: VLM, prompt: Any, image: Any, sparsity: SparsityConfig | None, max_new_tokens: int):
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be a whole number >= 1, got {max_new_tokens!r}")
-        self.vlm, self.sparsity, self.new_tokens = vlm, sparsity, max_new_tokens
+        vlm, sparsity, max_new_tokens = checked(vlm=vlm, sparsity=sparsity, max_new_tokens=max_new_tokens)
+        self.vlm: VLM = vlm
+        self.sparsity: SparsityConfig | None = sparsity
+        self.new_tokens: int = max_new_tokens
         prompts, images, self.is_batch = rows_of(prompt, image)
         self.inputs: ProcessedInputs = vlm.processor(prompts, images)
         self.batch: Batch = assemble(self.inputs, vlm.config, new_tokens=max_new_tokens)
@@ -214,9 +220,22 @@ class Run:
             )
         depth = vlm.config.text.num_hidden_layers
         self.plans: tuple[StagePlan, ...] = sparsity.plan(depth, self.batch.bucket) if sparsity else ()
+        self._say_what_is_spare()
         self.ran = self.plans  # bucketed prefill plans anew, by the counts it finds
         self.encode_ms: float | None = None
         self.prefill_ms = self.compile_ms = 0.0
+
+    def _say_what_is_spare(self) -> None:
+        """Warns of a budget above what a row with images has: nothing is pruned there."""
+        number = getattr(self.sparsity.budget, "number", None) if self.sparsity else None
+        if number is None:
+            return
+        for images in sorted(set(self.inputs.images_per_row) - {0}):
+            wanted, there = number(images), images * self.vlm.config.tokens_per_image
+            if wanted is not None and wanted > there:
+                message = f"a budget of {wanted} visual tokens prunes nothing of a prompt that has {there}"
+                warnings.warn(message, stacklevel=4)
+                return
 
     @property
     def rows(self) -> int:
@@ -254,6 +273,16 @@ class Run:
         if any(overflow for row in range(self.rows) for overflow in self._overflow(row, result)):
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)
         return result
+
+    def compile_steps(self, prefilled: PrefillResult, sampling: Sampling | None) -> tuple[Callable, Callable]:
+        """The two programs of a stream: the choice of a token, and the step that follows it."""
+        vlm = self.vlm
+        choose, choose_ms = _choose.compiled(prefilled.logits, sampling, np.int32(0))
+        token = choose(prefilled.logits, sampling, np.int32(0))
+        static = dict(config=vlm.config, implementation=vlm.implementation)
+        advance, advance_ms = _step.compiled(vlm.params, prefilled.state, token, **static)
+        self.compile_ms += choose_ms + advance_ms
+        return choose, advance
 
     def timing(self, decode_ms: float | None, compile_ms: float) -> Timing:
         return Timing(self.encode_ms, self.prefill_ms, decode_ms, self.compile_ms + compile_ms)
@@ -323,47 +352,3 @@ class _Stage(NamedTuple):
     candidates: int
     left: int
     needed: int
-
-
-def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSource]], bool]:
-    """Rows and their images, and whether the caller gave a batch.
-
-    One prompt is a string, or a list of messages (dicts); a list of those is a batch.
-
-    Raises:
-        ValueError: a batch whose images are not one entry per prompt.
-    """
-    is_single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
-    if is_single:
-        return [prompt], [_as_list(image)], False
-    if len(prompt) == 0:
-        raise ValueError("expected at least one prompt, got none")
-    if image is None:
-        image = [None] * len(prompt)
-    if not isinstance(image, (list, tuple)) or len(image) != len(prompt):
-        given = f"{len(image)} entries" if isinstance(image, (list, tuple)) else f"one {type(image).__name__}"
-        raise ValueError(f"expected one entry of images for each of {len(prompt)} prompts, got {given}")
-    return list(prompt), [_as_list(entry) for entry in image], True
-
-
-def _as_list(image: Any) -> list[ImageSource]:
-    if image is None:
-        return []
-    return list(image) if isinstance(image, (list, tuple)) else [image]
-
-
-def _sampling(rows: int, temperature: float, top_k: int, top_p: float, seed: int | Sequence[int]) -> Sampling | None:
-    """Raises ValueError naming the option that is out of range."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 (all) or more, got {top_k}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
-    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
-    if len(seeds) != rows:
-        raise ValueError(f"expected one seed or one for each of {rows} rows, got {len(seeds)}")
-    if temperature == 0:
-        return None
-    keys = jnp.stack([jax.random.key(s) for s in seeds])
-    return Sampling(keys, jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))

@@ -28,4 +28,7 @@ def _forget_programs():
     yield
     import jax
 
+    from sparsevlm_jax.programs import PROGRAMS
+
+    PROGRAMS.clear()
     jax.clear_caches()

@@ -322,12 +322,18 @@ def test_a_subclass_reads_hidden_states_until_it_says_otherwise():
     assert dataclasses.replace(METHODS["kept"], score=LongestOfScored()).reads_hidden
 
 
-ATTENTIVE = [name for name in methods.METHODS if name != "dense" and not methods.create(name, "1/3").reads_hidden]
+def pruning(name: str, tokens: str) -> SparsityConfig:
+    sparsity = methods.create(name, tokens)
+    assert sparsity is not None
+    return sparsity
+
+
+ATTENTIVE = [name for name in methods.METHODS if name != "dense" and not pruning(name, "1/3").reads_hidden]
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_methods_that_say_so_decide_without_hidden_states(name):
-    sparsity = dataclasses.replace(methods.create(name, "1/3"), layers=(0,))
+    sparsity = dataclasses.replace(pruning(name, "1/3"), layers=(0,))
     (plan,) = sparsity.plan(2, BUCKET)
     keys = jax.random.split(jax.random.key(0), 3)
     slot = jnp.arange(BUCKET.capacity)[None]

@@ -26,7 +26,7 @@ from .world import Split
 
 Control = Literal["none", "blank picture", "shuffled questions"]
 
-WEIGHTS: Final = dict(zip(KINDS, (4.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.5), strict=True))
+WEIGHTS: Final[dict[str, float]] = dict(zip(KINDS, (4.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.5), strict=True))
 """How often each kind is asked in the test."""
 
 _SEGMENTS: Final = 8

@@ -4,7 +4,7 @@ B batch · P prefix tokens · G segments · Q tokens of a segment · V visual to
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Final, NamedTuple
 
@@ -50,7 +50,7 @@ class Lesson(NamedTuple):
 
     mix: Mix
     questions: int
-    kinds: dict[str, float]
+    kinds: Mapping[str, float]
     first_weight: float
 
 

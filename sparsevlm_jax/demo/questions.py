@@ -1,7 +1,7 @@
 """Questions about a scene, each with one right answer that follows from the scene alone."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Final, NamedTuple
 
@@ -34,7 +34,7 @@ def about(scene: Scene) -> list[Question]:
     return found
 
 
-def pick(scene: Scene, rng: Random, count: int, weights: dict[str, float]) -> list[Question]:
+def pick(scene: Scene, rng: Random, count: int, weights: Mapping[str, float]) -> list[Question]:
     """Draws questions without repeating one, a kind by its weight and then any of that kind; "yes" as often as "no".
 
     Fewer than `count` come back where a scene has no more.

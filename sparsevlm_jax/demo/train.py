@@ -132,7 +132,7 @@ def run_stage(
         progress.tell(step + 1, metrics)
         late = time.monotonic() - began > stop_after
         if (step + 1) % save_every == 0 or step + 1 == stage.steps or late:
-            ocp.save(folder / f"{step + 1:06d}", state._asdict())
+            ocp.save(str(folder / f"{step + 1:06d}"), state._asdict())
         if late:
             break
     return state
@@ -148,7 +148,7 @@ def _update(state: State, frozen: Params, data: Any, *, rule: optax.GradientTran
     whole = lambda params: loss({**params, **frozen}, data)  # noqa: E731
     (value, accuracy), gradient = jax.value_and_grad(whole, has_aux=True)(state.params)
     updates, memory = rule.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     return State(params, memory, state.step + 1), {"loss": value, **accuracy}
 
 
@@ -169,16 +169,16 @@ def _pool(workers: int) -> Executor:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last step that was saved whole; Orbax renames a checkpoint into place when it is complete."""
-    steps = [path for path in folder.glob("*") if path.name.isdigit() and ocp.is_orbax_checkpoint(path)]
+    steps = [path for path in folder.glob("*") if path.name.isdigit() and ocp.is_orbax_checkpoint(str(path))]
     return max(steps, key=lambda path: int(path.name), default=None)
 
 
 def restore(path: Path, like: State | None) -> State:
     """A checkpoint, on the default device: in the tree of `like`, or in the plain one that it was saved with."""
     here = jnp.zeros(()).sharding
-    saved = ocp.metadata(path).metadata if like is None else like._asdict()
+    saved = ocp.metadata(str(path)).metadata if like is None else like._asdict()
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
-    return State(**ocp.load(path, abstract))
+    return State(**ocp.load(str(path), abstract))
 
 
 def trained(out: Path, stages: tuple[Stage, ...] = STAGES) -> Params:

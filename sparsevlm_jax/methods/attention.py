@@ -4,6 +4,7 @@ Both papers count layers from 1 and prune between two of them; here a stage foll
 0, so their "after layer K" is `layers=(K - 1,)`.
 """
 
+from ..checks import whole
 from ..sparsify import Geometric, SparsityConfig, Tokens, parse_amount
 from ..sparsify.schedule import of_32
 from .registry import Amount, method
@@ -19,11 +20,9 @@ def fastv(tokens: Amount = 192, *, layer: int = 2) -> SparsityConfig:
     Args:
         layer: K, counted from 1 as the paper does.
     """
-    if layer < 1:
-        raise ValueError(f"FastV prunes after layer 1 or a later one, got {layer}")
     return SparsityConfig(
         budget=Tokens(parse_amount(tokens), Geometric()),
-        layers=(layer - 1,),
+        layers=(whole(1)("layer", layer) - 1,),
         raters="last",
         recycle=None,
         positions="keep",

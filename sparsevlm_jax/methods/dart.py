@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..checks import settle, whole
 from ..sparsify import (
     Geometric,
     Scores,
@@ -31,6 +32,9 @@ class PivotSimilarity:
     image: int = 4
     text: int = 4
     needs_attention = True
+
+    def __post_init__(self):
+        settle(self, image=whole(1), text=whole(0))
 
     def macs(self, text, visual, dim):
         return visual * (self.image + self.text) * dim
@@ -65,6 +69,9 @@ class LeastDuplicated:
 
     image: int = 4
 
+    def __post_init__(self):
+        settle(self, image=whole(1))
+
     def __call__(self, scores, features, is_valid, count, *, capacity):
         is_pivot = jnp.isfinite(features[:, 0])  # the first token of a row that has any is real
         pivots = jnp.maximum(is_pivot.sum(axis=1), 1)
@@ -93,13 +100,10 @@ def dart(tokens: Amount = 192, *, layer: int = 2, image_pivots: int = 4, text_pi
     Args:
         layer: counted from 1, as the paper does.
     """
-    if layer < 1 or image_pivots < 1 or text_pivots < 0:
-        raise ValueError(
-            f"expected layer >= 1, image_pivots >= 1 and text_pivots >= 0, got {layer}, {image_pivots}, {text_pivots}"
-        )
+    image_pivots, text_pivots = whole(1)("image_pivots", image_pivots), whole(0)("text_pivots", text_pivots)
     return SparsityConfig(
         budget=Tokens(parse_amount(tokens), Geometric()),
-        layers=(layer - 1,),
+        layers=(whole(1)("layer", layer) - 1,),
         raters="all",
         score=PivotSimilarity(image_pivots, text_pivots),
         select=LeastDuplicated(image_pivots),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import LARGEST_SEED, settle, whole
 from ..sparsify import Geometric, Scores, SparsityConfig, StageInputs, Tokens, parse_amount, spread_rank
 from .registry import Amount, method
 
@@ -19,6 +20,9 @@ class RandomScore:
 
     seed: int = 0
     needs_attention = False
+
+    def __post_init__(self):
+        settle(self, seed=whole(0, LARGEST_SEED))
 
     def macs(self, text, visual, dim):
         return 0

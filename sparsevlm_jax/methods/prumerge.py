@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import settle, whole
 from ..sparsify import (
     Geometric,
     Recycled,
@@ -55,6 +56,9 @@ class MergeIntoKept:
     features. No token is added."""
 
     neighbours: int = 32
+
+    def __post_init__(self):
+        settle(self, neighbours=whole(1))
 
     def candidate_count(self, dropped):
         return dropped

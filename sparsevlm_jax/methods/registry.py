@@ -9,12 +9,11 @@ registers "my-method". Nothing else in the library knows a method by its name.
 
 import inspect
 from collections.abc import Callable, Sequence
-from fractions import Fraction
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from ..sparsify import SparsityConfig
+from ..checks import refusal
+from ..sparsify import Amount, SparsityConfig
 
-Amount: TypeAlias = int | float | str | Fraction
 Factory = TypeVar("Factory", bound=Callable[..., SparsityConfig | None])
 
 METHODS: dict[str, Callable[..., SparsityConfig | None]] = {}
@@ -43,8 +42,8 @@ def options(name: str) -> dict[str, Any]:
     Raises:
         ValueError: no method has that name.
     """
-    if name not in METHODS:
-        raise ValueError(f"no method is called {name!r}; there are {', '.join(sorted(METHODS))}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise refusal("method", f"one of {', '.join(sorted(METHODS))}", name)
     parameters = inspect.signature(METHODS[name]).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 

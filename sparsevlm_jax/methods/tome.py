@@ -3,18 +3,18 @@
 I images · T tokens of the tower, class token first · A, B its two halves · N heads · H head dim · D model dim
 """
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..sparsify import MergedTokens, Scores, SparsityConfig, StageInputs, cosine_similarity, parse_amount
+from ..checks import instance, settle
+from ..sparsify import Amount, MergedTokens, Scores, Share, SparsityConfig, StageInputs, cosine_similarity, parse_amount
+from ..sparsify.amount import number_or_share
 from ..sparsify.schedule import Geometry
-from .registry import Amount, method
+from .registry import method
 from .visionzip import tower_of
 
 
@@ -22,13 +22,20 @@ from .visionzip import tower_of
 class PerImage:
     """The same number of tokens, or share of the tokens, of every image, whatever the prompt holds besides."""
 
-    amount: int | Fraction
+    amount: Amount
+
+    def __post_init__(self):
+        settle(self, amount=number_or_share("tokens"))
+
+    def number(self, images: int) -> int | None:
+        """How many tokens it asks of a row; None for a share."""
+        return self.amount * images if isinstance(self.amount, int) else None
 
     def of(self, visual: int) -> int:
         """Of an image with `visual` tokens: a share is rounded, a number bounded by what there is; at least 1."""
-        if isinstance(self.amount, Fraction):
-            return max(1, math.floor(self.amount * visual + Fraction(1, 2)))
-        return min(self.amount, visual)
+        if isinstance(self.amount, Share):
+            return self.amount.of(visual)
+        return min(int(self.amount), visual)
 
     def table(self, geometry: Geometry, rest) -> np.ndarray:
         images = geometry.row_counts // geometry.visual_step
@@ -46,6 +53,9 @@ class TokenMerging:
     """Bipartite soft matching on keys, down to `budget` tokens of each image."""
 
     budget: PerImage
+
+    def __post_init__(self):
+        settle(self, budget=instance(PerImage, "a PerImage"))
 
     def schedule(self, tokens: int, layers: int, visual: int) -> tuple[int, ...]:
         """Tokens leaving each layer: r fewer each time, r the least that suffices, the last layers what remains.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..checks import settle, whole
 from ..sparsify import (
     Geometric,
     ImageContext,
@@ -63,8 +64,7 @@ class Contextual:
     contextual: int = 10
 
     def __post_init__(self):
-        if self.dominant < 1 or self.contextual < 1:
-            raise ValueError(f"expected a split of at least 1 : 1, got {self.dominant} : {self.contextual}")
+        settle(self, dominant=whole(1), contextual=whole(1))
 
     def candidate_count(self, dropped):
         """All of them are merged."""

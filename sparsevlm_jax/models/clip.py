@@ -3,8 +3,9 @@
 I images · P patches · T tokens (1 class token + P) · D model dim · N heads · H head dim
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,9 +16,26 @@ from jaxtyping import Array, Float
 from ..sparsify.tower import MergedTokens, TowerMerging
 from .attention import Implementation, full_attention
 from .hf_config import ConfigReader
+from .known_fields import CLIP_VISION
 from .linear import linear
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+def quick_gelu(x):
+    """x * sigmoid(1.702 x): CLIP's activation."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+_tanh_gelu = partial(jax.nn.gelu, approximate=True)
+# Of the tower's feed-forward, under the names HF has for them.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class ClipVisionConfig:
     image_size: int
     patch_size: int
     layer_norm_eps: float = 1e-5
+    hidden_act: str = "quick_gelu"
 
     @property
     def num_patches(self) -> int:
@@ -47,37 +66,29 @@ class ClipVisionConfig:
         Raises:
             ValueError: naming every field whose value is not implemented here.
         """
-        read = ConfigReader(config, where="vision_config")
-        result = cls(
-            hidden_size=read("hidden_size", 768),
-            intermediate_size=read("intermediate_size", 3072),
-            num_hidden_layers=read("num_hidden_layers", 12),
-            num_attention_heads=read("num_attention_heads", 12),
-            image_size=read("image_size", 224),
-            patch_size=read("patch_size", 32),
-            layer_norm_eps=read("layer_norm_eps", 1e-5),
-        )
+        read = ConfigReader(config, where="vision_config", known=CLIP_VISION)
+        result = cls.read(read)
+        read.done()
+        return result
+
+    @classmethod
+    def read(cls, read: ConfigReader) -> "ClipVisionConfig":
+        """`from_hf` for one who reads more than the tower; complaints stay with the reader."""
         read.only("model_type", "clip_vision_model")
-        read.only("hidden_act", "quick_gelu")
-        read.only("num_channels", 3)
-        read.only("attention_dropout", 0.0)
+        result = cls(
+            **{name: read(name) for name in cls.__dataclass_fields__ if name != "hidden_act"},
+            hidden_act=read.one_of("hidden_act", ACTIVATIONS),
+        )
         read.divides("hidden_size", result.hidden_size, "num_attention_heads", result.num_attention_heads)
         read.divides("image_size", result.image_size, "patch_size", result.patch_size)
-        read.done()
         return result
 
     def to_hf(self) -> dict:
         return {
             "model_type": "clip_vision_model",
-            "hidden_act": "quick_gelu",
             "projection_dim": self.hidden_size,
             **{name: getattr(self, name) for name in self.__dataclass_fields__},
         }
-
-
-def quick_gelu(x):
-    """x * sigmoid(1.702 x): CLIP's activation."""
-    return x * jax.nn.sigmoid(1.702 * x)
 
 
 class ClipEmbeddings(nnx.Module):
@@ -121,9 +132,10 @@ class ClipMLP(nnx.Module):
     def __init__(self, config: ClipVisionConfig, *, rngs: nnx.Rngs):
         self.fc1 = linear(config.hidden_size, config.intermediate_size, rngs=rngs)
         self.fc2 = linear(config.intermediate_size, config.hidden_size, rngs=rngs)
+        self.activation = ACTIVATIONS[config.hidden_act]
 
     def __call__(self, x: Float[Array, "I T D"]) -> Float[Array, "I T D"]:
-        return self.fc2(quick_gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class ClipLayer(nnx.Module):
@@ -161,21 +173,23 @@ class ClipVisionModel(nnx.Module):
         self, pixel_values: Float[Array, "I 3 height width"], index: int, *, implementation: Implementation
     ) -> Float[Array, "I T D"]:
         """Hidden state `index` of the L + 1 there are (0 = embeddings, -1 = last layer's output, no post-norm)."""
-        return self.with_attention(pixel_values, index, implementation=implementation)[0]
+        index = range(len(self.encoder.layers) + 1)[index]
+        return self.with_attention(pixel_values, (index,), implementation=implementation)[0][0]
 
     def with_attention(
-        self, pixel_values: Float[Array, "I 3 height width"], index: int, *, implementation: Implementation
-    ) -> tuple[Float[Array, "I T D"], tuple[Array, Array] | None]:
-        """`hidden_state`, and the queries and keys [I, T, N, H] of the last layer that ran; None where none did."""
+        self, pixel_values: Float[Array, "I 3 height width"], indices: Sequence[int], *, implementation: Implementation
+    ) -> tuple[list[Float[Array, "I T D"]], tuple[Array, Array] | None]:
+        """The hidden states of `indices`, which count from 0, and the queries and keys [I, T, N, H] of the deepest
+        layer that ran; None where none did."""
 
         def attend(q, k, v):
             return full_attention(q, k, v, implementation=implementation), (q, k)
 
-        x, queries_keys = self.embed(pixel_values), None
-        for layer in self.running(index):
-            x, queries_keys = layer.attend(x, attend)
-            x = layer.feed_forward(x)
-        return x, queries_keys
+        states, queries_keys = [self.embed(pixel_values)], None
+        for layer in self.running(max(indices)):
+            x, queries_keys = layer.attend(states[-1], attend)
+            states.append(layer.feed_forward(x))
+        return [states[index] for index in indices], queries_keys
 
     def merged(
         self,

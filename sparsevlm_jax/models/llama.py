@@ -6,33 +6,33 @@ layer's (q, k, v) to the attention's output and whatever the caller wants back (
 B batch · T tokens · D model dim · N heads · K kv heads · H head dim · F ffn · W vocabulary
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from .hf_config import ConfigReader
+from .hf_rope import read_rope
+from .known_fields import LLAMA, MISTRAL, ROPE_SPELLINGS
 from .linear import linear, matmul
-from .rope import Rotary, rotary, rotate
+from .rope import RopeScaling, Rotary, inverse_frequencies, rotary, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
-# What HF's config classes assume where a checkpoint's `text_config` is silent (llava-hf's are mostly silent).
-_LLAMA_DEFAULTS = dict(intermediate_size=11008, num_key_value_heads=None, max_position_embeddings=2048)
-_HF_DEFAULTS = {
-    "llama": _LLAMA_DEFAULTS,
-    "vicuna": _LLAMA_DEFAULTS,
-    "mistral": dict(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072),
-}
+# Vicuna is what some configs call Llama; HF has no class of that name.
+_LLAMA, _MISTRAL = {**LLAMA, **ROPE_SPELLINGS}, {**MISTRAL, **ROPE_SPELLINGS}
+_KNOWN = {"llama": _LLAMA, "vicuna": _LLAMA, "mistral": _MISTRAL}
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of the decoder, under HF's names."""
+    """Sizes of the decoder, under HF's names. A query sees itself and the `sliding_window - 1` tokens before it; what
+    is computed here is exact for sequences that fit the window, and longer ones are refused (see `batching`)."""
 
     vocab_size: int
     hidden_size: int
@@ -45,6 +45,12 @@ class LlamaConfig:
     rope_theta: float
     max_position_embeddings: int
     tie_word_embeddings: bool = False
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+
+    def inverse_frequencies(self) -> Float32[np.ndarray, " half"]:
+        """RoPE's, scaled as the config says."""
+        return inverse_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlamaConfig":
@@ -52,55 +58,65 @@ class LlamaConfig:
 
         Raises:
             ValueError: naming every field whose value is not implemented here.
+
+        Warns:
+            CheckpointWarning: naming fields that no model code reads.
         """
-        read = ConfigReader(config, where="text_config")
-        read.only("model_type", *_HF_DEFAULTS)
-        kind = config.get("model_type") or "llama"
-        defaults = _HF_DEFAULTS.get(kind, _LLAMA_DEFAULTS) if isinstance(kind, str) else _LLAMA_DEFAULTS
-        hidden_size, heads = read("hidden_size", 4096), read("num_attention_heads", 32)
-        kv_heads = read("num_key_value_heads", defaults["num_key_value_heads"] or heads)
-        result = cls(
-            vocab_size=read("vocab_size", 32000),
-            hidden_size=hidden_size,
-            intermediate_size=read("intermediate_size", defaults["intermediate_size"]),
-            num_hidden_layers=read("num_hidden_layers", 32),
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=read("head_dim", max(1, hidden_size // heads)),
-            rms_norm_eps=read("rms_norm_eps", 1e-6),
-            rope_theta=_rope_theta(read),
-            max_position_embeddings=read("max_position_embeddings", defaults["max_position_embeddings"]),
-            tie_word_embeddings=read("tie_word_embeddings", False),
-        )
-        read.only("hidden_act", "silu")
-        read.only("attention_bias", False)
-        read.only("mlp_bias", False)
-        read.only("attention_dropout", 0.0)
-        read.only("rope_scaling")
-        read.only("sliding_window")
-        read.only("layer_types", ["full_attention"] * result.num_hidden_layers)
-        read.divides("num_attention_heads", heads, "num_key_value_heads", kv_heads)
-        if result.head_dim % 2:
-            read.complaints.append(f"head_dim = {result.head_dim}, expected an even number")
+        read = ConfigReader(config, where="text_config", known=cls.known(config))
+        result = cls.read(read)
         read.done()
         return result
 
+    @staticmethod
+    def known(config: Any) -> Mapping[str, Any]:
+        """The fields of the HF class that a `text_config` is of."""
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        return _KNOWN.get(kind, _LLAMA) if isinstance(kind, str) else _LLAMA
+
+    @classmethod
+    def read(cls, read: ConfigReader) -> "LlamaConfig":
+        """`from_hf` for one who reads more than the decoder; complaints stay with the reader."""
+        read.only("model_type", *_KNOWN)
+        hidden_size, heads = read("hidden_size"), read("num_attention_heads")
+        theta, scaling = read_rope(read)
+        result = cls(
+            vocab_size=read("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=read("intermediate_size"),
+            num_hidden_layers=read("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=read("num_key_value_heads", null=heads),
+            head_dim=read("head_dim", null=max(1, hidden_size // heads)),
+            rms_norm_eps=read("rms_norm_eps"),
+            rope_theta=theta,
+            max_position_embeddings=read("max_position_embeddings"),
+            tie_word_embeddings=read("tie_word_embeddings"),
+            rope_scaling=scaling,
+            sliding_window=_sliding_window(read),
+        )
+        kind = "sliding_attention" if result.sliding_window else "full_attention"
+        read.only("layer_types", [kind] * result.num_hidden_layers)
+        read.divides("num_attention_heads", heads, "num_key_value_heads", result.num_key_value_heads)
+        if result.head_dim % 2:
+            read.complain("head_dim", result.head_dim, "expected an even number")
+        return result
+
     def to_hf(self) -> dict:
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, **fields}
+        """The `text_config` that `from_hf` reads back to an equal config, in a spelling that versions 4 and 5 know."""
+        own = ("rope_scaling", "sliding_window")
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own}
+        if self.rope_scaling is not None:
+            fields["rope_scaling"] = self.rope_scaling.to_hf()
+        if self.sliding_window is None:
+            return {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, **fields}
+        return {"model_type": "mistral", "hidden_act": "silu", **fields, "sliding_window": self.sliding_window}
 
 
-def _rope_theta(read: ConfigReader) -> float:
-    """`rope_theta` at top level (transformers 4) or inside `rope_parameters` (5); scaled variants are refused."""
-    theta = read("rope_theta", 10000.0)
-    parameters = read("rope_parameters", {})
-    if parameters.get("rope_type", "default") != "default" or set(parameters) - {"rope_type", "rope_theta"}:
-        read.complaints.append(f"rope_parameters = {parameters!r}, implemented: rope_type 'default'")
-    value = parameters.get("rope_theta", theta)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        read.complaints.append(f"rope_theta = {value!r}, expected a positive number")
-        return theta
-    return float(value)
+def _sliding_window(read: ConfigReader) -> int | None:
+    """Mistral's; null is none, absent is HF's default. Llama has none: there the field is a leftover."""
+    if "sliding_window" not in (read.known or {}) or read.is_null("sliding_window"):
+        return None
+    return read("sliding_window")
 
 
 class LlamaAttention(nnx.Module):
@@ -177,7 +193,7 @@ class CausalLM(nnx.Module):
             self.lm_head = linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
     def rotary(self, position_ids: Int[Array, "B T"]) -> Rotary:
-        return rotary(position_ids, head_dim=self.config.head_dim, theta=self.config.rope_theta)
+        return rotary(position_ids, self.config.inverse_frequencies())
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... W"]:
         """Final norm and head, in float32: greedy ties in bfloat16 are common."""

@@ -8,7 +8,7 @@ B batch · L tokens · I images · V visual tokens of one image · D model dim
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ..sparsify.tower import ImageContext, TowerMerging
 from .attention import Implementation
 from .clip import ClipVisionConfig, ClipVisionModel
-from .hf_config import ConfigReader, UnsupportedConfig
+from .hf_config import ConfigReader
+from .known_fields import CLIP_VISION, LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
 from .linear import linear
 from .llama import CausalLM, LlamaConfig
 from .params import bind
@@ -28,75 +29,89 @@ from .params import bind
 @dataclass(frozen=True)
 class LlavaConfig:
     """A LLaVA's sizes and token ids. `vision_feature_layer` indexes the tower's hidden states as HF does (-2: the
-    output of the last layer but one); "default" drops the class token, "full" keeps it."""
+    output of the last layer but one); several are concatenated, in their order. "default" drops the class token of
+    each, "full" keeps it. The image token may lie outside the vocabulary, the pad token may not."""
 
     vision: ClipVisionConfig
     text: LlamaConfig
     image_token_id: int
-    vision_feature_layer: int = -2
+    vision_feature_layer: int | tuple[int, ...] = -2
     vision_feature_select_strategy: str = "default"
     bos_token_id: int = 1
     eos_token_ids: tuple[int, ...] = (2,)
     pad_token_id: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.pad_token_id < self.text.vocab_size:
+            raise ValueError(f"pad_token_id = {self.pad_token_id}, expected one of {self.text.vocab_size} token ids")
 
     @property
     def tokens_per_image(self) -> int:
         return self.vision.num_patches + (self.vision_feature_select_strategy == "full")
 
     @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The hidden states of the tower that make the features, counted from 0 (the embeddings)."""
+        layer = self.vision_feature_layer
+        states = range(self.vision.num_hidden_layers + 1)
+        return tuple(states[index] for index in (layer if isinstance(layer, tuple) else (layer,)))
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the features, the projector's input."""
+        return self.vision.hidden_size * len(self.feature_layers)
+
+    @property
     def tower_layers(self) -> int:
         """Layers of the tower that run."""
-        return range(self.vision.num_hidden_layers + 1)[self.vision_feature_layer]
+        return max(self.feature_layers)
 
     @classmethod
-    def from_hf(cls, config: dict) -> "LlavaConfig":
+    def from_hf(cls, config: dict, *, where: str = "config.json", inlined: tuple[str, ...] = ()) -> "LlavaConfig":
         """Reads a llava-hf `config.json`, of transformers 4.36 to 5.
+
+        Args:
+            where: what messages call the config.
+            inlined: nested configs whose fields stand at the top level of the file that messages speak of.
 
         Raises:
             ValueError: naming every field, nested ones included, whose value is not implemented here.
+
+        Warns:
+            CheckpointWarning: naming every field that is none of the model's.
         """
-        read = ConfigReader(config, where="config.json")
+        read = ConfigReader(config, where=where, known={**LLAVA, **LLAVA_SPELLINGS})
+        prefix = {name: "" if name in inlined else f"{name}." for name in ("text_config", "vision_config")}
+        text_read = read.nested("text_config", LlamaConfig.known(config.get("text_config")), {}, prefix["text_config"])
+        vision_read = read.nested("vision_config", CLIP_VISION, LLAVA_VISION, prefix["vision_config"])
+        text, vision = LlamaConfig.read(text_read), ClipVisionConfig.read(vision_read)
         read.only("model_type", "llava")
-        text_dict, complaints = read("text_config", {}), []
-        tied = config.get("tie_word_embeddings") is True
-        text = _nested(LlamaConfig, {**text_dict, **({"tie_word_embeddings": True} if tied else {})}, complaints)
-        vision = _nested(ClipVisionConfig, read("vision_config", _CLIP_L_336), complaints)
-        image_token_id = read("image_token_index", config.get("image_token_id") or 32000)
-        read.seen |= {"image_token_id", "tie_word_embeddings", "vocab_size"}
-        layer = read("vision_feature_layer", -2)
-        strategy = read("vision_feature_select_strategy", "default")
         read.only("vision_feature_select_strategy", "default", "full")
-        read.only("projector_hidden_act", "gelu")
-        read.only("multimodal_projector_bias", True)
-        if vision and not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
-            read.complaints.append(f"vision_feature_layer = {layer}, the tower has {vision.num_hidden_layers} layers")
-        if text and not (isinstance(image_token_id, int) and image_token_id >= 0):
-            read.complaints.append(f"image_token_index = {image_token_id!r}, expected a token id")
-        read.complaints += complaints
-        ids = {name: _token_ids(name, config, text_dict, read.complaints) for name in ("bos", "eos", "pad")}
-        read.done()
-        assert vision is not None and text is not None  # else `done` has raised
-        return cls(
+        read.seen.add("vocab_size")  # of version 4.36, a copy of the decoder's
+        result = dict(
             vision=vision,
-            text=text,
-            image_token_id=image_token_id,
-            vision_feature_layer=layer,
-            vision_feature_select_strategy=strategy,
-            bos_token_id=(ids["bos"] or (1,))[0],
-            eos_token_ids=ids["eos"] or (2,),
-            pad_token_id=(ids["pad"] or (0,))[0],
+            text=replace(text, tie_word_embeddings=read("tie_word_embeddings") or text.tie_word_embeddings),
+            image_token_id=_image_token_id(read),
+            vision_feature_layer=_feature_layer(read, vision.num_hidden_layers),
+            vision_feature_select_strategy=read("vision_feature_select_strategy"),
+            bos_token_id=(_token_ids("bos", read, text_read, text) or (1,))[0],
+            eos_token_ids=_token_ids("eos", read, text_read, text),
+            pad_token_id=(_token_ids("pad", read, text_read, text) or (0,))[0],
         )
+        read.done()
+        return cls(**result)
 
     def to_hf(self) -> dict:
         """The `config.json` that `from_hf` reads back to an equal config, in the spelling every transformers reads."""
-        eos = list(self.eos_token_ids) if len(self.eos_token_ids) > 1 else self.eos_token_ids[0]
-        ids = {"bos_token_id": self.bos_token_id, "eos_token_id": eos, "pad_token_id": self.pad_token_id}
+        eos = list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0]
+        ids = {"bos_token_id": self.bos_token_id, "eos_token_id": eos or None, "pad_token_id": self.pad_token_id}
+        layer = self.vision_feature_layer
         return {
             "architectures": ["LlavaForConditionalGeneration"],
             "model_type": "llava",
             "image_token_index": self.image_token_id,
             "image_seq_length": self.tokens_per_image,
-            "vision_feature_layer": self.vision_feature_layer,
+            "vision_feature_layer": list(layer) if isinstance(layer, tuple) else layer,
             "vision_feature_select_strategy": self.vision_feature_select_strategy,
             "projector_hidden_act": "gelu",
             "tie_word_embeddings": self.text.tie_word_embeddings,
@@ -106,41 +121,53 @@ class LlavaConfig:
         }
 
 
-# What HF's LlavaConfig assumes where `vision_config` is absent.
-_CLIP_L_336 = dict(
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    image_size=336,
-    patch_size=14,
-)
+def _image_token_id(read: ConfigReader) -> int:
+    """`image_token_index`, or the newer name for it, which counts where both are given."""
+    read.seen |= {"image_token_id", "image_token_index"}
+    given = {
+        name: read.config[name] for name in ("image_token_id", "image_token_index") if read.config.get(name) is not None
+    }
+    name, value = next(iter(given.items()), ("image_token_index", LLAVA["image_token_index"]))
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        return read.complain(name, value, "expected a token id", 0)
+    return value
 
 
-def _nested(kind, config: dict, complaints: list[str]):
-    try:
-        return kind.from_hf(config)
-    except UnsupportedConfig as error:
-        complaints.append(str(error))
-        return None
+def _feature_layer(read: ConfigReader, layers: int) -> int | tuple[int, ...]:
+    """One index or a list of them; a list of one is that one."""
+    name = "vision_feature_layer"
+    read.seen.add(name)
+    value = LLAVA[name] if read.config.get(name) is None else read.config[name]
+    indices = value if isinstance(value, list) else [value]
+    if not indices or not all(type(index) is int and -layers - 1 <= index <= layers for index in indices):
+        return read.complain(
+            name, value, f"expected one or more of {-layers - 1} to {layers}: the tower has {layers} layers", 0
+        )
+    return indices[0] if len(indices) == 1 else tuple(indices)
 
 
-def _token_ids(name: str, config: dict, text_config: dict, complaints: list[str]) -> tuple[int, ...]:
-    """A special token's ids: `text_config`'s, else the top level's; one id or a list."""
+def _token_ids(name: str, read: ConfigReader, text_read: ConfigReader, text: LlamaConfig) -> tuple[int, ...]:
+    """A special token's ids: the top level's, else the decoder's, else HF's default for it; one id or a list.
+
+    An id outside the vocabulary is none (-1 is a common way to say so).
+    """
     key = f"{name}_token_id"
-    value = text_config.get(key) if text_config.get(key) is not None else config.get(key)
-    ids = tuple(value) if isinstance(value, list) else () if value is None else (value,)
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        complaints.append(f"{key} = {value!r}, expected token ids")
+    read.seen.add(key)
+    value = read.config.get(key)
+    if value is None:
+        value = text_read.config.get(key, (text_read.known or {})[key])
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in ids):
+        read.complain(key, value, "expected token ids")
         return ()
-    return ids
+    return tuple(token for token in ids if 0 <= token < text.vocab_size)
 
 
 class Projector(nnx.Module):
-    """Linear, exact GELU, linear: from the tower's width to the language model's."""
+    """Linear, exact GELU, linear: from the features' width to the language model's."""
 
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
-        self.linear_1 = linear(config.vision.hidden_size, config.text.hidden_size, rngs=rngs)
+        self.linear_1 = linear(config.feature_size, config.text.hidden_size, rngs=rngs)
         self.linear_2 = linear(config.text.hidden_size, config.text.hidden_size, rngs=rngs)
 
     def __call__(self, features: Float[Array, "... Dv"]) -> Float[Array, "... D"]:
@@ -162,10 +189,18 @@ def modules(config: LlavaConfig) -> dict:
 def vision_features(
     params: dict, pixel_values: Float[Array, "I 3 height width"], *, config: LlavaConfig, implementation: Implementation
 ) -> Float[Array, "I V Dv"]:
-    """The tower's features as LLaVA selects them: one hidden state, class token dropped or kept."""
+    """The tower's features as LLaVA selects them: hidden states side by side, class token dropped or kept."""
+    return _features_and_attention(params, pixel_values, config, implementation)[0]
+
+
+def _features_and_attention(
+    params: dict, pixel_values: Array, config: LlavaConfig, implementation: Implementation
+) -> tuple[Float[Array, "I V Dv"], tuple[Array, Array] | None]:
+    """The features, and the queries and keys of the deepest layer that ran."""
     tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
-    hidden = tower.hidden_state(pixel_values, config.vision_feature_layer, implementation=implementation)
-    return hidden if config.vision_feature_select_strategy == "full" else hidden[:, 1:]
+    states, attention = tower.with_attention(pixel_values, config.feature_layers, implementation=implementation)
+    first = 0 if config.vision_feature_select_strategy == "full" else 1
+    return jnp.concatenate([state[:, first:] for state in states], axis=-1), attention
 
 
 def cls_attention(q: Float[Array, "I T N H"], k: Float[Array, "I T N H"]) -> Float[Array, "I T"]:
@@ -206,33 +241,36 @@ def encode(
     """`encode_images` for methods that look into the tower or act in it.
 
     Args:
-        context: give the class token's attention and the keys of the layer that the features come from.
+        context: give the class token's attention and the keys of the layer that the features come from, the deepest
+            one if they come from several.
         merging: merge tokens inside the tower. Each merged token has the place of one of its patches, the other places
             are 0, and so is their `context.size`. The tower then attends by XLA, whatever the `implementation`.
 
     Raises:
-        ValueError: `context` of a tower none of whose layers runs; `merging` further than the layers can.
+        ValueError: `context` of a tower none of whose layers runs; `merging` further than the layers can, or where
+            features come from several layers, which would hold different numbers of tokens.
     """
     if merging is not None:
         return _encode_merged(params, pixel_values, config, merging)
     if not context:
         features = encode_images(params, pixel_values, config=config, implementation=implementation)
         return EncodedImages(features, None)
-    tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
-    hidden, attention = tower.with_attention(pixel_values, config.vision_feature_layer, implementation=implementation)
+    features, attention = _features_and_attention(params, pixel_values, config, implementation)
     if attention is None:
         raise ValueError(f"no layer runs before vision_feature_layer = {config.vision_feature_layer}: no attention")
     q, k = attention
     first = 0 if config.vision_feature_select_strategy == "full" else 1
     seen = ImageContext(cls_attention=cls_attention(q, k)[:, first:], keys=k[:, first:])
-    return EncodedImages(project(params, hidden[:, first:], config=config), seen)
+    return EncodedImages(project(params, features, config=config), seen)
 
 
 def _encode_merged(params: dict, pixel_values: Array, config: LlavaConfig, merging: TowerMerging) -> EncodedImages:
+    if len(config.feature_layers) > 1:
+        raise ValueError(f"merging in the tower needs one vision_feature_layer, got {config.vision_feature_layer}")
     tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
     first = 0 if config.vision_feature_select_strategy == "full" else 1
     counts = merging.schedule(config.vision.num_patches + 1, config.tower_layers, config.tokens_per_image)
-    tokens = tower.merged(pixel_values, config.vision_feature_layer, merging=merging, counts=counts)
+    tokens = tower.merged(pixel_values, config.tower_layers, merging=merging, counts=counts)
     features = project(params, tokens.hidden[:, first:], config=config)
     place, images = tokens.origin[:, first:] - first, jnp.arange(features.shape[0])[:, None]
     empty = jnp.zeros((features.shape[0], config.tokens_per_image))

@@ -1,10 +1,12 @@
-"""SparseVLM (arXiv 2410.04417) as pure functions on arrays; imports nothing of the rest of the library.
+"""SparseVLM (arXiv 2410.04417) as pure functions on arrays; imports nothing of the rest of the library but
+its checks of arguments.
 
 In the order a prefill uses them: `select_raters` once, then at each pruning layer `rater_attention`, `score`,
 `attention_rank` (if counts adapt), `select`, `recycle`, `compact`. `decide` and `apply` compose one stage.
 """
 
-from .budget import CountInputs, KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
+from .amount import Amount, Share, parse_amount
+from .budget import CountInputs, KeptTokens, RankDeficit, RankScale, Tokens
 from .config import Bucket, SparsityConfig, StagePlan
 from .diversity import Determinantal, MaxMin, cosine_similarity, greedy, in_turn
 from .grid import grid_positions, spread_rank
@@ -37,6 +39,7 @@ from .stream import TokenStream, compact, slots_of, to_slots
 from .tower import ImageContext, MergedTokens, TowerMerging
 
 __all__ = [
+    "Amount",
     "Anchors",
     "Attention",
     "Bucket",
@@ -60,6 +63,7 @@ __all__ = [
     "Scores",
     "Selection",
     "Selector",
+    "Share",
     "Shrinking",
     "SparsityConfig",
     "StageInputs",

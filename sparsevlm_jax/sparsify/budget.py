@@ -7,15 +7,15 @@ B batch · R raters · V visual tokens
 """
 
 import math
-import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..checks import LARGEST, choice, each, optional, part, real, settle, whole
+from .amount import Amount, Share, number_or_share, parse_amount
 from .rank import Measure, attention_rank
 from .recycle import Rest
 from .schedule import V15, Curve, Geometry, kept_for_mean, simulate
@@ -45,13 +45,17 @@ class Budget(Protocol):
 
 @dataclass(frozen=True)
 class Tokens:
-    """A mean number of visual tokens (an int) or a share of them (a Fraction), in the paper's count; see `schedule`."""
+    """A mean number of visual tokens or a `Share` of them, in the paper's count; see `schedule`. Made of whatever
+    `parse_amount` takes."""
 
-    amount: int | Fraction
+    amount: Amount
     curve: Curve = V15
 
+    def __post_init__(self):
+        settle(self, amount=number_or_share("tokens"), curve=part("a curve", "shares", "exact"))
+
     @classmethod
-    def parse(cls, value: "int | float | str | Fraction", curve: Curve = V15) -> "Tokens":
+    def parse(cls, value: Amount, curve: Curve = V15) -> "Tokens":
         """192, "192", "1/3", 0.25 or "25%".
 
         Raises:
@@ -59,9 +63,13 @@ class Tokens:
         """
         return cls(parse_amount(value), curve)
 
+    def number(self, images: int) -> int | None:
+        """How many tokens it asks of a row; None for a share."""
+        return self.amount if isinstance(self.amount, int) else None
+
     def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
         rows = geometry.row_counts
-        target = rows * float(self.amount) if isinstance(self.amount, Fraction) else np.full(len(rows), self.amount)
+        target = rows * float(self.amount) if isinstance(self.amount, Share) else np.full(len(rows), self.amount)
         self._check_floor(target[-1], geometry)
         return kept_for_mean(target.astype(float), rows, geometry, rest, self.curve)
 
@@ -87,8 +95,11 @@ class KeptTokens:
     kept: tuple[int, ...]
 
     def __post_init__(self):
-        if not self.kept or any(not isinstance(k, int) or k < 0 for k in self.kept):
-            raise ValueError(f"kept tokens must be whole numbers >= 0, one for each stage, got {self.kept}")
+        settle(self, kept=each(whole(0), at_least=1))
+
+    def number(self, images: int) -> int:
+        """How many tokens its first stage keeps."""
+        return self.kept[0]
 
     def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
         if len(self.kept) != len(geometry.layers):
@@ -102,6 +113,9 @@ class KeptTokens:
         return np.array(counts)
 
     bound, count = Tokens.bound, Tokens.count
+
+
+_RATIO = real("a number between -1e6 and 1e6", lambda ratio: abs(ratio) <= 1e6)
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,9 @@ class RankScale:
     measure: Measure = "numerical"
     capacity: int | None = None
 
+    def __post_init__(self):
+        settle(self, scale=_RATIO, bias=_RATIO, measure=choice(Measure), capacity=optional(whole(0)))
+
     def table(self, geometry: Geometry, rest: Rest | None) -> None:
         return None
 
@@ -133,7 +150,7 @@ class RankScale:
         """A whole rank goes through a table made on the host: 100 * 0.29 truncates to 28, in float32 to 29."""
         if self.measure != "numerical":
             return jnp.floor(rank * self.scale + self.bias).astype(jnp.int32)
-        table = [math.trunc(r * self.scale + self.bias) for r in range(min(shape[1:]) + 1)]
+        table = [math.trunc(min(r * self.scale + self.bias, LARGEST)) for r in range(min(shape[1:]) + 1)]
         return jnp.asarray(table, jnp.int32)[rank.astype(jnp.int32)]
 
 
@@ -146,8 +163,8 @@ class RankDeficit:
     capacity: int | None = None
 
     def __post_init__(self):
-        if not 0 <= self.scale <= 1:
-            raise ValueError(f"the paper's lambda is a share between 0 and 1, got {self.scale}")
+        scale = real("a share between 0 and 1, the paper's lambda", lambda scale: 0 <= scale <= 1)
+        settle(self, scale=scale, measure=choice(Measure), capacity=optional(whole(0)))
 
     table, bound = RankScale.table, RankScale.bound
 
@@ -158,22 +175,3 @@ class RankDeficit:
         dropped = [math.trunc(self.scale * deficit) for deficit in range(inputs.attention_map.shape[2] + 1)]
         deficit = jnp.maximum(inputs.visual_count - rank.astype(jnp.int32), 0)
         return inputs.visual_count - jnp.asarray(dropped, jnp.int32)[deficit]
-
-
-def parse_amount(value: "int | float | str | Fraction") -> int | Fraction:
-    """A number of tokens (an int >= 1) or a share (a Fraction in (0, 1]); see `Tokens.parse`."""
-    if isinstance(value, str) and (len(value) > 50 or re.search(r"e[+-]?\d{3}", value, re.IGNORECASE)):
-        raise ValueError(f"a budget is at most 50 letters long and has no such exponent, got {value[:50]!r}")
-    try:
-        if isinstance(value, str) and value.strip().endswith("%"):
-            amount = Fraction(value.strip()[:-1]) / 100
-        else:
-            amount = Fraction(value.strip() if isinstance(value, str) else value)
-    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
-        raise ValueError(f"expected a number of tokens (192) or a share ('1/3', 0.25, '25%'), got {value!r}") from None
-    whole = not isinstance(value, float) and amount.denominator == 1 and "/" not in str(value) and "%" not in str(value)
-    if whole and amount >= 1 and not isinstance(value, (bool, Fraction)):
-        return int(amount)
-    if 0 < amount <= 1 and not isinstance(value, bool):
-        return amount
-    raise ValueError(f"expected at least 1 token or a share between 0 and 1, got {value!r}")

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from .budget import Budget, KeptTokens, RankDeficit, RankScale, Tokens, parse_amount
+from ..checks import choice, each, fraction, optional, part, settle, text, whole
+from .amount import Amount, Share, parse_amount
+from .budget import Budget, KeptTokens, RankDeficit, RankScale, Tokens
 from .raters import Rule
 from .recycle import Recycle, Rest
 from .schedule import PLUS, Geometry, check_layers, default_layers, of_32, simulate
@@ -18,6 +20,8 @@ from .scorer import RaterScore, Scorer
 from .select import Selector, TopK
 from .stream import Positions
 from .tower import TowerMerging
+
+Adaptive = Literal["padded", "bucketed"]
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,28 @@ class SparsityConfig:
     select: Selector = TopK()
     recycle: Rest | None = Recycle()
     positions: Positions = "repack"
-    adaptive: Literal["padded", "bucketed"] = "bucketed"
+    adaptive: Adaptive = "bucketed"
     merging: TowerMerging | None = None
     name: str = "custom"
 
+    def __post_init__(self):
+        settle(
+            self,
+            budget=part("a budget", "table", "bound", "count"),
+            layers=optional(each(whole(-1))),
+            depths=each(fraction("a fraction of the depth from -1 to 1", lambda depth: -1 <= depth <= 1)),
+            raters=choice(Rule),
+            score=part("a scorer", "needs_attention", "__call__"),
+            select=part("a selector", "__call__"),
+            recycle=optional(part("a rest", "candidate_count", "merged_count", "__call__")),
+            positions=choice(Positions),
+            adaptive=choice(Adaptive),
+            merging=optional(part("a merging", "schedule", "merge")),
+            name=text,
+        )
+
     @classmethod
-    def sparsevlm(cls, tokens: int | float | str | Fraction = 192) -> "SparsityConfig":
+    def sparsevlm(cls, tokens: Amount = 192) -> "SparsityConfig":
         """SparseVLM v1.5: fixed budgets, recycling, repacked positions.
 
         Args:
@@ -117,11 +137,11 @@ class SparsityConfig:
         return cls(budget=Tokens.parse(tokens), name="sparsevlm")
 
     @classmethod
-    def sparsevlm_plus(cls, tokens: int | float | str | Fraction = 192) -> "SparsityConfig":
+    def sparsevlm_plus(cls, tokens: Amount = 192) -> "SparsityConfig":
         """SparseVLM+ (the code's v2.0): gravity correction, 14 of 32 heads, kept positions, no recycling."""
         return cls(
             budget=Tokens(parse_amount(tokens), PLUS),
-            score=RaterScore(heads=Fraction(14, 32), gravity=True),
+            score=RaterScore(heads=Share(Fraction(14, 32)), gravity=True),
             recycle=None,
             positions="keep",
             name="sparsevlm-plus",

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..checks import flag, real, settle
 from .select import Selection, keep_first, select
 
 _EXHAUSTED = 1e-6  # what is left of a token's squared volume when the chosen ones span it, in float32
@@ -116,8 +117,12 @@ class Determinantal:
     ridge: float = 0.0
 
     def __post_init__(self):
-        if not (self.power >= 0 and 0 <= self.ridge <= 1):
-            raise ValueError(f"expected power >= 0 and ridge in [0, 1], got {self.power} and {self.ridge}")
+        settle(
+            self,
+            power=real("a number from 0 to 100", lambda power: 0 <= power <= 100),
+            centred=flag,
+            ridge=real("a share between 0 and 1", lambda ridge: 0 <= ridge <= 1),
+        )
 
     def __call__(self, scores, features, is_valid, count, *, capacity):
         quality = self._quality(scores, is_valid)

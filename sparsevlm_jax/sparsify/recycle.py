@@ -14,8 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..checks import choice, flag, fraction, settle, whole
 from .scorer import Scores
 from .select import Selection
+
+Assign = Literal["euclidean", "cosine"]
+Merge = Literal["mean", "sum"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -37,16 +41,20 @@ class Recycle:
 
     candidates: Fraction = Fraction(3, 10)
     cluster_size: int = 10
-    assign: Literal["euclidean", "cosine"] = "euclidean"
-    merge: Literal["mean", "sum"] = "mean"
+    assign: Assign = "euclidean"
+    merge: Merge = "mean"
     size_aware: bool = False
     reads_hidden = False
 
     def __post_init__(self):
-        if not 0 <= self.candidates <= 1:
-            raise ValueError(f"the share of candidates must be between 0 and 1, got {self.candidates}")
-        if self.cluster_size < 1:
-            raise ValueError(f"a cluster needs at least 1 candidate, got cluster_size = {self.cluster_size}")
+        settle(
+            self,
+            candidates=fraction("a share between 0 and 1", lambda share: 0 <= share <= 1),
+            cluster_size=whole(1),
+            assign=choice(Assign),
+            merge=choice(Merge),
+            size_aware=flag,
+        )
         if self.size_aware and self.merge != "mean":
             raise ValueError(f"size-aware recycling merges by the mean, got merge = {self.merge!r}")
 

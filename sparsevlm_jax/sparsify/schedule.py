@@ -15,10 +15,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..checks import each, real, refusal, settle, whole
 from .recycle import Rest
 
 _ANCHOR_TOKENS, _ANCHOR_LAYERS, _ANCHOR_DEPTH = 576, (2, 6, 15), 32
@@ -36,6 +37,17 @@ class Curve(Protocol):
         ...
 
 
+def _schedule(name: str, value: Any) -> tuple[int, tuple[int, ...]]:
+    """A nominal budget and the tokens kept after each of the anchored layers."""
+    expected = f"a number of tokens and the {len(_ANCHOR_LAYERS)} that are kept"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise refusal(name, expected, value)
+    tokens, kept = whole(1)(name, value[0]), each(whole(0))(name, value[1])
+    if len(kept) != len(_ANCHOR_LAYERS):
+        raise refusal(name, expected, value)
+    return tokens, kept
+
+
 @dataclass(frozen=True)
 class Anchors:
     """The line through the official schedules on 576 visual tokens: nominal tokens -> kept after layers 2, 6, 15 of 32.
@@ -44,6 +56,9 @@ class Anchors:
     """
 
     schedules: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def __post_init__(self):
+        settle(self, schedules=each(_schedule))
 
     def shares(self, nominal: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
         budgets = [0.0, *(tokens / _ANCHOR_TOKENS for tokens, _ in self.schedules), 1.0]
@@ -75,6 +90,9 @@ class Shrinking:
     """The first stage keeps the nominal share; every later one keeps `later` of what the stage before left."""
 
     later: float = 0.5
+
+    def __post_init__(self):
+        settle(self, later=real("a share above 0 and at most 1", lambda later: 0 < later <= 1))
 
     def shares(self, nominal: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
         return nominal * self.later ** np.arange(len(layers))[:, None]

@@ -3,27 +3,28 @@
 B batch · L slots · R raters · V visual tokens · N heads · K kv heads · H head dim
 """
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..checks import flag, optional, real, settle
 from . import scores
+from .amount import Amount, Share, number_or_share
 from .stream import TokenStream
 from .tower import ImageContext
 
 
 class Attention(NamedTuple):
-    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied), RoPE's base, and what
-    the layer added to each key's logits, if anything."""
+    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied), RoPE's base, what the
+    layer added to each key's logits, if anything, and RoPE's inverse frequencies (None: those of its base)."""
 
     q: Float[Array, "B L N H"]
     k: Float[Array, "B L K H"]
     rope_theta: float
     key_bias: Float[Array, "B L"] | None = None
+    frequencies: Float[Array, " half"] | None = None
 
 
 class StageInputs(NamedTuple):
@@ -78,21 +79,21 @@ class RaterScore:
     """The attention raters pay (eq. 3), in SparseVLM+ corrected and from few heads.
 
     Attributes:
-        heads: heads that count: None all, an int that many, a Fraction that share (rounded half up, at least one),
+        heads: heads that count: None all, an int that many, a `Share` (or a Fraction) that share, at least one;
             those with the most attention on the image (SparseVLM+).
         gravity: divide attention by what RoPE alone makes of the distance (SparseVLM+).
         gravity_floor: keep that divisor at least this far from zero; 0 reproduces the official code.
     """
 
-    heads: int | Fraction | None = None
+    heads: Amount | None = None
     gravity: bool = False
     gravity_floor: float = 0.0
     needs_attention = True
     reads_hidden = False
 
     def __post_init__(self):
-        if self.heads is not None and self.heads <= 0:
-            raise ValueError(f"heads must be a positive number or share, got {self.heads}")
+        floor = real("a finite number >= 0", lambda floor: floor >= 0)
+        settle(self, heads=optional(number_or_share("heads")), gravity=flag, gravity_floor=floor)
 
     def head_count(self, heads: int) -> int | None:
         """Of a layer's `heads`; None for all of them.
@@ -100,11 +101,11 @@ class RaterScore:
         Raises:
             ValueError: if more heads are asked for than there are.
         """
-        if self.heads is None:
-            return None
-        if isinstance(self.heads, int) and self.heads > heads:
-            raise ValueError(f"expected at most {heads} scoring heads, got {self.heads}")
-        return self.heads if isinstance(self.heads, int) else max(1, math.floor(self.heads * heads + Fraction(1, 2)))
+        if isinstance(self.heads, int):
+            if self.heads > heads:
+                raise ValueError(f"expected at most {heads} scoring heads, got {self.heads}")
+            return self.heads
+        return self.heads.of(heads) if isinstance(self.heads, Share) else None
 
     def __call__(self, inputs: StageInputs) -> Scores:
         stream, layer = inputs.stream, inputs.attention
@@ -118,6 +119,7 @@ class RaterScore:
                 jnp.take_along_axis(stream.position_ids, inputs.visual_slot, axis=1),
                 head_dim=layer.q.shape[-1],
                 theta=layer.rope_theta,
+                frequencies=layer.frequencies,
             )
             onto = scores.correct_gravity(onto, weights, floor=self.gravity_floor)
         count = self.head_count(onto.shape[1])

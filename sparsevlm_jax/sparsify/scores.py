@@ -56,17 +56,25 @@ def onto_visual(
 
 
 def gravity_weights(
-    rater_position: Int[Array, "B R"], visual_position: Int[Array, "B V"], *, head_dim: int, theta: float
+    rater_position: Int[Array, "B R"],
+    visual_position: Int[Array, "B V"],
+    *,
+    head_dim: int,
+    theta: float,
+    frequencies: Float[Array, " half"] | None = None,
 ) -> Float[Array, "B R V"]:
     """How much RoPE alone favours a distance: W_ij = 2 / sqrt(H) * sum_k cos((p_i - p_j) theta_k); float32.
+
+    theta_k is `frequencies`, of a decoder that scales RoPE; None: theta^(-2k / H).
 
     SparseVLM+ divides attention by it, so that far tokens are not punished for being far. It is the score that
     all-ones queries and keys would get. It changes sign at large distances (first at 1,707 for H = 128, theta = 1e4).
     """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if frequencies is None:
+        frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
 
     def table(position):
-        angle = position[..., None].astype(jnp.float32) * frequency
+        angle = position[..., None].astype(jnp.float32) * frequencies
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
     rater, visual = table(rater_position), table(visual_position)

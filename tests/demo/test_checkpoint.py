@@ -1,6 +1,7 @@
 """The bundled model: it sees, it reads the question, and `transformers` gives the same answers."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,7 @@ def test_transformers_gives_the_same_answers(dense):
     processor = AutoProcessor.from_pretrained(CHECKPOINT, local_files_only=True, backend="pil")
     model = LlavaForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32, local_files_only=True)
     told = []
+    generate: Any = model.generate  # pyright: ignore[reportAttributeAccessIssue]  # of a mixin that types itself
     for start in range(0, len(ASKED), 25):
         rows = ASKED[start : start + 25]
         inputs = processor(
@@ -61,7 +63,7 @@ def test_transformers_gives_the_same_answers(dense):
             return_tensors="pt",
         )
         with torch.no_grad():
-            ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            ids = generate(**inputs, max_new_tokens=8, do_sample=False)
         fresh = ids[:, inputs["input_ids"].shape[1] :]
         told += [text.strip() for text in processor.batch_decode(fresh, skip_special_tokens=True)]
     assert told == dense

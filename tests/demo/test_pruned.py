@@ -45,7 +45,7 @@ def test_pruning_changes_the_loss_and_leaves_a_gradient_everywhere(params):
     some = SparsityConfig.kept(30, layers=(1,))
 
     def loss(params):
-        return language.loss(params, DATA, CONFIG, lambda *args: pruned.logits(*args, some))[0]
+        return language.loss(params, DATA, CONFIG, partial(pruned.logits, sparsity=some))[0]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(dict(params))
     layers = gradient["language_model"]["layers"]

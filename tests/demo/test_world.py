@@ -8,10 +8,10 @@ from sparsevlm_jax.demo.sprites import COLOURS
 from sparsevlm_jax.demo.words import SEEN_WORDS, UNSEEN_WORDS
 from sparsevlm_jax.demo.world import Mix
 
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[world.Split, ...] = ("train", "validation", "test")
 
 
-def combinations(split: str, scenes: int = 300) -> set[tuple[str, str, int, str]]:
+def combinations(split: world.Split, scenes: int = 300) -> set[tuple[str, str, int, str]]:
     signs = [sign for seed in range(scenes) for sign in world.sample(seed, split, Mix()).signs]
     return {(sign.word, sign.colour, sign.row, sign.side) for sign in signs}
 

@@ -44,9 +44,12 @@ def test_full_attention_is_the_same_in_blocks_with_a_bias_for_every_key(monkeypa
     q, k, v = qkv(kv_heads=4)
     bias = jnp.log(jnp.arange(1.0, 1 + 3 * TOKENS)).reshape(3, TOKENS)
     out = attention.full_attention(q, k, v, implementation="xla", key_bias=bias)
-    logits = np.einsum("BTNH,BSNH->BNTS", *np.float64((q, k))) / np.sqrt(q.shape[-1]) + np.asarray(bias)[:, None, None]
+    logits = (
+        np.einsum("BTNH,BSNH->BNTS", np.asarray(q, np.float64), np.asarray(k, np.float64)) / np.sqrt(q.shape[-1])
+        + np.asarray(bias)[:, None, None]
+    )
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    expected = np.einsum("BNTS,BSNH->BTNH", weights / weights.sum(axis=-1, keepdims=True), np.float64(v))
+    expected = np.einsum("BNTS,BSNH->BTNH", weights / weights.sum(axis=-1, keepdims=True), np.asarray(v, np.float64))
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -183,7 +183,7 @@ def test_there_are_never_more_clusters_than_candidates_nor_candidates_than_dropp
 
 
 def test_impossible_rules_are_refused():
-    with pytest.raises(ValueError, match="between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match="candidates must be a share between 0 and 1, got Fraction.2"):
         Recycle(candidates=Fraction(2))
-    with pytest.raises(ValueError, match="cluster_size = 0"):
+    with pytest.raises(ValueError, match="cluster_size must be a whole number >= 1, got 0"):
         Recycle(cluster_size=0)

@@ -134,5 +134,5 @@ def test_head_count(heads, of, count):
 def test_more_heads_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="at most 12 scoring heads, got 14"):
         RaterScore(heads=14).head_count(12)
-    with pytest.raises(ValueError, match="positive number or share, got 0"):
+    with pytest.raises(ValueError, match="heads must be a number of heads .* got 0"):
         RaterScore(heads=0)

@@ -1,0 +1,116 @@
+"""Compiled programs: kept by shape, bounded, the least recently used given back to the system."""
+
+import threading
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsevlm_jax import programs
+from sparsevlm_jax.programs import Program, Programs
+
+
+def mix(x, *, rounds):
+    """Something whose program is large enough for its memory maps to be counted."""
+    for i in range(rounds):
+        x = jnp.sort(jnp.sin(x @ x.T @ x) + i * jnp.cumsum(x, axis=0), axis=0)
+    return x
+
+
+def square(size: int) -> np.ndarray:
+    return np.eye(size, dtype=np.float32)
+
+
+def memory_maps() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def bounded(limit: int) -> tuple[Programs, Program]:
+    kept = Programs(lambda: limit)
+    return kept, Program(mix, static=("rounds",), programs=kept)
+
+
+def test_a_shape_and_static_arguments_are_compiled_once():
+    kept, program = bounded(9)
+    _, _, first_ms = program(square(3), rounds=1)
+    result, _, again_ms = program(square(3), rounds=1)
+    assert first_ms > 0 == again_ms and len(kept) == program.size == 1
+    np.testing.assert_allclose(result, np.sort(np.sin(square(3)), axis=0), atol=1e-6)
+    program(square(3), rounds=2)
+    program(square(4), rounds=1)
+    assert program.size == 3
+
+
+def test_the_least_recently_used_program_goes_first():
+    kept, program = bounded(3)
+    for size in (3, 4, 5, 3, 6):  # 3 is used again before the fourth program comes
+        program(square(size), rounds=1)
+    assert len(kept) == 3
+    assert [program(square(size), rounds=1)[2] for size in (3, 5, 6)] == [0, 0, 0]
+    assert program(square(4), rounds=1)[2] > 0
+
+
+def test_the_bound_is_over_the_programs_of_all_functions():
+    kept, one = bounded(2)
+    other = Program(mix, static=("rounds",), programs=kept)
+    one(square(3), rounds=1)
+    other(square(3), rounds=1)
+    one(square(4), rounds=1)
+    assert (one.size, other.size, len(kept)) == (1, 1, 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+def test_what_is_evicted_gives_its_memory_maps_back():
+    _, program = bounded(2)
+    program(square(30), rounds=8)
+    program(square(31), rounds=8)
+    full = memory_maps()
+    for size in range(32, 37):
+        program(square(size), rounds=8)
+    assert memory_maps() < full + 25  # a program of these takes fifty or more
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+def test_clearing_gives_all_maps_back():
+    kept, program = bounded(4)
+    program(square(2), rounds=1)
+    before = memory_maps()
+    for size in range(32, 35):
+        program(square(size), rounds=8)
+    assert memory_maps() > before + 60
+    kept.clear()
+    assert len(kept) == 0 and memory_maps() < before + 25
+
+
+def test_threads_that_want_one_program_compile_it_once_and_all_get_it():
+    kept, program = bounded(2)
+    taken: list[float] = []
+
+    def ask(size: int):
+        result, _, _ = program(square(size), rounds=1)
+        taken.append(float(np.abs(np.asarray(result) - np.sort(np.sin(square(size)), axis=0)).max()))
+
+    threads = [threading.Thread(target=ask, args=(size,)) for size in (3, 4, 5, 3, 4, 5, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 8 and max(taken) < 1e-6 and len(kept) == 2
+
+
+def test_a_program_is_there_before_it_is_run():
+    _, program = bounded(2)
+    assert program.compiled(square(3), rounds=1)[1] > 0
+    assert program(square(3), rounds=1)[2] == 0
+
+
+def test_the_environment_says_how_many_are_kept(monkeypatch):
+    monkeypatch.delenv("SPARSEVLM_PROGRAMS", raising=False)
+    assert programs.limit() == programs.LIMIT
+    monkeypatch.setenv("SPARSEVLM_PROGRAMS", "7")
+    assert programs.limit() == 7
+    for wrong in ("0", "-1", "many", "1.5"):
+        monkeypatch.setenv("SPARSEVLM_PROGRAMS", wrong)
+        with pytest.raises(ValueError, match=f">= 1, got '{wrong}'"):
+            programs.limit()
