@@ -1,7 +1,7 @@
 """Runs what README.md shows, literally and in order, in an empty folder: python .ci/readme.py README.md FOLDER
 
-The blocks marked `<!-- ci: NAME -->` are run by name, elsewhere (see `run`). The model that the README names by its hub id
-is a local folder of that name here, which goes before the hub: a copy of the bundled model.
+The blocks marked `<!-- ci: NAME -->` are run by name, elsewhere (see `run`). The model that the README names by its hub
+id is a local folder of that name here, which goes before the hub: a copy of the bundled model.
 """
 
 import os
