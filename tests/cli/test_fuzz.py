@@ -6,6 +6,7 @@ import random
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,8 @@ def places(tmp_path_factory, tiny_checkpoint) -> dict[str, list[str]]:
 def command(draw: random.Random, places: dict[str, list[str]]) -> list[str]:
     """A command line of options that exist, with values that need not make sense."""
 
-    def some(**options: list[str] | None) -> list[str]:
-        chosen = [name for name in options if draw.random() < 0.3]
+    def some(**options: Sequence[str] | None) -> list[str]:
+        chosen = [name for name in options if draw.random() < 0.15]
         words = []
         for name in chosen:
             values = options[name]
@@ -91,15 +92,14 @@ def command(draw: random.Random, places: dict[str, list[str]]) -> list[str]:
     name = draw.choice(["generate"] * 6 + ["demo", "convert", "export", "info", "methods", "visualize", "magic", ""])
     if name == "generate":
         asked = draw.choice([["--prompt", draw.choice(TEXTS)], ["--prompts", draw.choice(places["prompts"])], []])
-        sampling = dict.fromkeys(
-            ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "batch_size", "tokens"), NUMBERS
-        )
-        flags = dict.fromkeys(("json", "stream", "pad_to_square", "quiet"))
-        paths = dict(image=places["image"], vision_tower=places["model"], trace=places["out"])
-        methods = dict(method=METHODS, compare=METHODS, method_option=OPTIONS, dtype=["float32", "int8"])
-        options = [
-            word for group in (sampling, flags, paths, methods) for word in some(**group) if draw.random() < 0.95
-        ]
+        numbers = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "batch_size", "tokens")
+        given: dict[str, Sequence[str] | None] = {
+            **dict.fromkeys(numbers, NUMBERS),
+            **dict.fromkeys(("json", "stream", "pad_to_square", "allow_http", "quiet")),
+            **dict(image=places["image"], vision_tower=places["model"], trace=places["out"]),
+            **dict(method=METHODS, compare=METHODS, method_option=OPTIONS, dtype=["float32", "int8"]),
+        }
+        options = [word for option in given for word in some(**{option: given[option]})]
         return [name, "--model", draw.choice(places["model"]), *asked, *options]
     if name == "demo":
         return [name, *some(seed=NUMBERS, tokens=NUMBERS), "--save", draw.choice(places["out"])]
