@@ -80,12 +80,15 @@ def external_tower(folder: str | Path) -> str | None:
     return None if _has_tower(open_weights(folder)) else name
 
 
-def describe(folder: str | Path) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
-    """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read."""
-    original, config = is_original(read_llava_json(folder)), read_config(folder)
+def describe(
+    folder: str | Path, *, vision_tower: str | Path | None = None
+) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
+    """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read. An original
+    checkpoint's vision tower may lie in a folder of its own."""
+    kind = "original" if is_original(read_llava_json(folder)) else "huggingface"
+    config = read_config(folder, vision_tower=vision_tower)
     tensors = open_weights(folder, ignored=LLAVA_IGNORED)
-    stored = [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()]
-    return "original" if original else "huggingface", layout_of(tensors), stored, config
+    return kind, layout_of(tensors), [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()], config
 
 
 def _plan(
