@@ -2,8 +2,8 @@
 
     python -m tests.convert.fuzz --count 10000 --seed 0
 
-One input is a small folder with one file changed: a value of `config.json`, of an index, of a safetensors header or of
-this library's own `sparsevlm.json` replaced by something odd, or bytes of it (or of a `.bin`) cut off or overwritten.
+One input is a small folder with one file changed: a value of a JSON file (config, index, safetensors header, tokenizer,
+processor, this library's own `sparsevlm.json`) replaced by something odd, or bytes of a file cut off or overwritten.
 """
 
 import argparse
@@ -25,7 +25,8 @@ import torch
 
 from sparsevlm_jax.convert import write_random_checkpoint
 from sparsevlm_jax.errors import CheckpointWarning
-from sparsevlm_jax.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint
+from sparsevlm_jax.integrity import seal
+from sparsevlm_jax.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint, verify_checkpoint
 
 WIDTH = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
 CONFIG = {
@@ -117,6 +118,12 @@ def damage_json(path: Path, rng: random.Random) -> None:
     path.write_bytes(_encode(_odd(table, rng)))
 
 
+def damage_sealed(path: Path, rng: random.Random) -> None:
+    """The same to `sparsevlm.json`, under a seal that fits again: as if it had been written so."""
+    table = _odd({k: v for k, v in json.loads(path.read_text()).items() if k != "seal"}, rng)
+    path.write_bytes(_encode(table | {"seal": seal(table)} if isinstance(table, dict) else table))
+
+
 def damage_header(path: Path, rng: random.Random) -> None:
     """The same to the header of a safetensors file; now and then its length lies."""
     content = path.read_bytes()
@@ -199,11 +206,21 @@ PLANS: tuple[tuple[str, str, Damage], ...] = (
     ("original", "pytorch_model.bin", damage_bytes),
     ("sharded", "model-00001-of-0000*.safetensors", damage_existence),
     ("converted", "sparsevlm.json", damage_bytes),
+    ("converted", "sparsevlm.json", damage_sealed),
+    ("converted", "params/state/_METADATA", damage_json),
+    ("converted", "params/state/manifest.ocdbt", damage_bytes),
+    ("converted", "params/state/d/*", damage_bytes),
+    ("converted", "params/state/ocdbt.process_0/d/*", damage_existence),
+    ("single", "tokenizer.json", damage_bytes),
+    ("single", "tokenizer.json", damage_json),
+    ("single", "tokenizer_config.json", damage_json),
+    ("single", "preprocessor_config.json", damage_json),
+    ("single", "chat_template.jinja", damage_bytes),
 )
 
 
 def attempt(folders: dict[str, Path], scratch: Path, seed: int) -> str:
-    """Damages, inspects and loads one folder. Returns what came out: "loaded" or the name of this library's error.
+    """Damages, inspects, verifies and loads one folder. Returns "loaded" or the name of the error, which is our own.
 
     Raises:
         AssertionError: an error of somebody else came out.
@@ -213,7 +230,7 @@ def attempt(folders: dict[str, Path], scratch: Path, seed: int) -> str:
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(folders[name], scratch)
     damage(next(scratch.glob(pattern)), rng)
-    outcomes = [_outcome(action, scratch, seed) for action in (inspect_checkpoint, load_checkpoint)]
+    outcomes = [_outcome(action, scratch, seed) for action in (inspect_checkpoint, verify_checkpoint, load_checkpoint)]
     return outcomes[-1]
 
 
