@@ -80,12 +80,15 @@ def external_tower(folder: str | Path) -> str | None:
     return None if _has_tower(open_weights(folder)) else name
 
 
-def describe(folder: str | Path) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
-    """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read."""
-    original, config = is_original(read_llava_json(folder)), read_config(folder)
+def describe(
+    folder: str | Path, *, vision_tower: str | Path | None = None
+) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
+    """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read. An original
+    checkpoint's vision tower may lie in a folder of its own."""
+    kind = "original" if is_original(read_llava_json(folder)) else "huggingface"
+    config = read_config(folder, vision_tower=vision_tower)
     tensors = open_weights(folder, ignored=LLAVA_IGNORED)
-    stored = [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()]
-    return "original" if original else "huggingface", layout_of(tensors), stored, config
+    return kind, layout_of(tensors), [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()], config
 
 
 def _plan(
@@ -93,8 +96,9 @@ def _plan(
 ) -> tuple[dict[str, tuple[int, ...]], list[Group]]:
     """Every parameter to fill, and the tensors to fill them from."""
     tensors = open_weights(folder, ignored=LLAVA_IGNORED)
-    elsewhere = vision_tower is not None and not _has_tower(tensors)
-    tower = open_weights(vision_tower, ignored=CLIP_IGNORED) if elsewhere else {}
+    tower = {}
+    if vision_tower is not None and not _has_tower(tensors):
+        tower = open_weights(vision_tower, ignored=CLIP_IGNORED)
     layers = config.text.num_hidden_layers + (0 if _TOWER in without else config.vision.num_hidden_layers)
     if layers > len(tensors) + len(tower):  # before a tree of that many layers is built
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")

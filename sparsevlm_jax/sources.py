@@ -141,8 +141,8 @@ def export_checkpoint(
     )
 
 
-def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
-    """What a checkpoint of any kind holds, without reading its weights.
+def inspect_checkpoint(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> CheckpointInfo:
+    """What a checkpoint of any kind holds, without reading its weights. `vision_tower` is as in `load_checkpoint`.
 
     Raises:
         CheckpointError, ValueError: as `load_checkpoint`, as far as that shows without reading.
@@ -153,7 +153,8 @@ def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
         return _info(folder, "converted", FORMAT, list(stored), read_own_config(folder))
     from .convert import describe
 
-    kind, layout, tensors, config = describe(folder)
+    tower = None if vision_tower is None else resolve_source(vision_tower)
+    kind, layout, tensors, config = describe(folder, vision_tower=tower)
     return _info(folder, kind, layout, tensors, config)
 
 
