@@ -11,17 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from . import methods
 from .checks import LARGEST_SEED, Check, choice, each, exact, flag, having, optional, real, refusal, text, whole
 from .models.attention import Implementation
+from .models.dtypes import float_dtype
 from .processing import ImageSource, Prompt
 from .sparsify import Share, SparsityConfig, parse_amount
 
 THIRD = SparsityConfig.sparsevlm(tokens="1/3")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def checked(**arguments: Any) -> Any:
@@ -63,17 +62,6 @@ def source(name: str, value: Any) -> str | Path:
     return str(path(name, value)) if isinstance(value, str) else path(name, value)
 
 
-def dtype(name: str, value: Any) -> jnp.dtype:
-    """One of `DTYPES`, however it is written."""
-    try:
-        found = jnp.dtype(value)
-    except Exception:  # NumPy meets what it is given with half a dozen kinds of errors
-        found = None
-    if found is None or found.name not in DTYPES:
-        raise refusal(name, f"one of {', '.join(DTYPES)}", value)
-    return found
-
-
 def seeds(name: str, value: Any) -> int | tuple[int, ...]:
     """One seed, or several in a list, a tuple or an array."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
@@ -90,7 +78,7 @@ def model(name: str, value: Any) -> Any:
 RULES: dict[str, Check] = {
     "answers": each(text),
     "attention": optional(choice(Implementation)),
-    "dtype": optional(dtype),
+    "dtype": optional(float_dtype),
     "max_new_tokens": whole(1),
     "pad_to_square": optional(flag),
     "path": path,

@@ -9,6 +9,8 @@ from sparsevlm_jax.convert import read_config
 from sparsevlm_jax.convert.config import CLIP_L_336, original_to_hf
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
+from sparsevlm_jax.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint
+from tests.tiny import save_tiny_checkpoint
 
 # As published with llava-v1.5-7b.
 ORIGINAL_7B = {
@@ -150,3 +152,18 @@ def test_a_config_that_is_no_table_is_refused_by_file_and_place(tmp_path, conten
     (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CheckpointError, match=rf"config\.json .*{re.escape(message)}"):
         read_config(tmp_path)
+
+
+def test_loading_converting_and_inspecting_say_once_what_is_left_over(tmp_path):
+    folder = save_tiny_checkpoint(tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"resume_path": "x"}))
+    for read_all in (
+        lambda: load_checkpoint(folder),
+        lambda: inspect_checkpoint(folder),
+        lambda: convert_checkpoint(folder, tmp_path / "converted"),
+    ):
+        with pytest.warns(CheckpointWarning, match="not the model's: resume_path$") as warned:
+            read_all()
+        assert len(warned) == 1
+    inspect_checkpoint(tmp_path / "converted")  # silently: what was left over has not been written

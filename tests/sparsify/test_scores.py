@@ -89,6 +89,15 @@ def test_gravity_weight_is_the_sum_of_cosines_of_the_distance():
     np.testing.assert_allclose(weights[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_gravity_follows_the_frequencies_of_a_decoder_that_scales_them():
+    rater, visual = np.array([40, 51]), np.array([3, 17, 30])
+    frequencies = np.array([1.0, 0.2, 0.01], np.float32)
+    expected = 2 / np.sqrt(6) * np.cos((rater[:, None, None] - visual[:, None]) * frequencies).sum(axis=-1)
+    positions = jnp.array([rater]), jnp.array([visual])
+    weights = gravity_weights(*positions, head_dim=6, theta=1e4, frequencies=frequencies)
+    np.testing.assert_allclose(weights[0], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("head_dim", "first_negative"), [(128, 1707), (64, 725)])
 def test_gravity_weights_change_sign_at_a_known_distance(head_dim, first_negative):
     weights = gravity_weights(jnp.arange(1800)[None], jnp.zeros((1, 1), int), head_dim=head_dim, theta=1e4)[0, :, 0]
