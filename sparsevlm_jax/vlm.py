@@ -23,6 +23,7 @@ from .accounting import Report, Timing
 from .arguments import THIRD, checked, rows_of
 from .batching import Batch, assemble, new_tokens_bucket
 from .bucketed import prefill_bucketed
+from .decode import Sampling
 from .models.attention import Implementation, choose_implementation
 from .models.llava import EncodedImages, LlavaConfig, encode
 from .prefill import PrefillInputs, PrefillResult, prefill
