@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sparsevlm_jax
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models.llava import LlavaConfig
 from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor, PromptError
 from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, tiny_processor, tiny_tokenizer
 
+PACKAGE = Path(sparsevlm_jax.__file__).parent
 CONFIG = LlavaConfig.from_hf(tiny_config().to_dict())
 HF: Any = tiny_processor()
 PHOTOS = [random_image(seed, height, width) for seed, (height, width) in enumerate([(60, 90), (130, 70), (11, 7)])]
@@ -205,6 +208,48 @@ def test_a_damaged_tokenizer_is_named(folder, damage):
         path.write_text({"cut": path.read_text()[:999], "not json": "<html>", "wrong json": "[1]"}[damage])
     with pytest.raises(CheckpointError, match=r"tokenizer"):
         Processor.from_folder(folder, CONFIG)
+
+
+WRONG = [
+    None,
+    True,
+    3,
+    -1,
+    2.5,
+    "x",
+    [],
+    [3],
+    [None],
+    {},
+    {"a": 3},
+    {"shortest_edge": "x"},
+    {"height": 1, "width": None},
+]
+FILES = {
+    "preprocessor_config.json": "size crop_size image_mean image_std resample rescale_factor do_pad do_resize "
+    "do_normalize do_center_crop default_to_square image_processor_type feature_extractor_type pad_size",
+    "processor_config.json": "image_processor image_token chat_template patch_size",
+    "generation_config.json": "eos_token_id do_sample num_beams temperature bad_words_ids",
+    "chat_template.json": "chat_template",
+    "config.json": "mm_vision_tower image_aspect_ratio repetition_penalty model_type",
+}
+
+
+@pytest.mark.filterwarnings("ignore::sparsevlm_jax.errors.CheckpointWarning")
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_the_wrong_types_are_read_or_this_librarys_error(folder, name):
+    whole = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(whole))
+    (folder / "processor_config.json").unlink()
+    base = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+    contents = [*WRONG, *({**base, field: value} for field in FILES[name].split() for value in WRONG)]
+    for content in contents:
+        (folder / name).write_text(json.dumps(content))
+        try:
+            Processor.from_folder(folder, CONFIG)
+        except ValueError as error:
+            origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            assert origin.is_relative_to(PACKAGE) and len(str(error)) < 1000, content
 
 
 def test_prompts_and_images_must_be_as_many_lists(processor):
