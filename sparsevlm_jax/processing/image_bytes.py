@@ -27,6 +27,10 @@ class ImageError(ValueError):
     """A source that is no readable picture. The message names the source and says what is wrong with it."""
 
 
+class ImageTypeError(ImageError, TypeError):
+    """A source of a type that is never a picture."""
+
+
 def from_address(address: str, *, allow_http: bool = False) -> tuple[BinaryIO, str]:
     """A path or URL as an open binary file, and its name for messages.
 

@@ -171,7 +171,8 @@ KEYED = {
 @pytest.mark.parametrize(("depth", "kind", "samples", "key", "expected"), KEYED.values(), ids=KEYED.keys())
 def test_the_transparent_key_of_a_png_is_white_at_every_depth(depth, kind, samples, key, expected):
     data = png(depth, kind, bytes(samples), len(expected), key=struct.pack(f">{len(key)}H", *key))
-    np.testing.assert_array_equal(pixels(data)[0], expected)
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(pixels(source)[0], expected)
 
 
 def test_transparency_is_composited_by_strips_as_it_is_whole(monkeypatch):
@@ -249,8 +250,9 @@ def test_a_picture_without_pixels_is_refused():
 
 
 def test_anything_else_is_a_type_error():
-    with pytest.raises(TypeError, match="got NoneType"):
-        open_image(None)  # pyright: ignore[reportArgumentType]
+    for kind in (TypeError, ImageError):
+        with pytest.raises(kind, match="got NoneType"):
+            open_image(None)  # pyright: ignore[reportArgumentType]
 
 
 def test_encapsulated_postscript_never_reaches_an_interpreter():

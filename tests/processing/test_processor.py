@@ -137,22 +137,19 @@ def test_plain_words_settle_at_once(processor):
     assert processor.decode_settled(ids) == "two dogs"
 
 
-def test_the_chat_template_is_found_wherever_it_was_put(folder):
-    def template() -> str:
-        return Processor.from_folder(folder, CONFIG).template
-
-    assert template() == HF.chat_template
+def test_without_a_template_of_its_own_a_checkpoint_speaks_llava(folder):
+    assert Processor.from_folder(folder, CONFIG).template == HF.chat_template
     (folder / "chat_template.jinja").unlink()
-    assert template() == LLAVA_1_5
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{# json type #}"}))
-    assert template() == "{# json type #}"
-    (folder / "chat_template.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"chat_template\.json holds no chat_template"):
-        template()
-    (folder / "chat_template.json").unlink()
+    assert Processor.from_folder(folder, CONFIG).template == LLAVA_1_5
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{# tokenizer type #}"}))
-    assert template() == "{# tokenizer type #}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{# tokenizer #}"}))
+    assert Processor.from_folder(folder, CONFIG).template == "{# tokenizer #}"
+
+
+def test_a_template_that_is_no_jinja_is_refused_when_a_folder_is_read(folder):
+    (folder / "chat_template.jinja").write_text("{% for")
+    with pytest.raises(CheckpointError, match="the chat template of .* cannot be read"):
+        Processor.from_folder(folder, CONFIG)
 
 
 def test_pixel_settings_are_found_in_both_files(folder):
