@@ -1,6 +1,7 @@
 """The processor gives the ids and pixels of Hugging Face's `LlavaProcessor`, from every generation of its files."""
 
 import json
+import os
 import subprocess
 import sys
 import traceback
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from sparsevlm_jax.models.llava import LlavaConfig
 from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor, PromptError
 from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, tiny_processor, tiny_tokenizer
 
+REAL = os.environ.get("SPARSEVLM_REAL")
 PACKAGE = Path(sparsevlm_jax.__file__).parent
 CONFIG = LlavaConfig.from_hf(tiny_config().to_dict())
 HF: Any = tiny_processor()
@@ -72,6 +75,24 @@ def test_a_chat_equals_the_hf_processors_chat_template(folder):
     text = HF.apply_chat_template(chat, add_generation_prompt=True)
     ours = Processor.from_folder(folder, CONFIG)([chat], [PHOTOS[:2]])
     np.testing.assert_array_equal(ours.input_ids[0], reference(text, PHOTOS[:2])["input_ids"][0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="SPARSEVLM_REAL names no folder of published files")
+def test_the_published_processor_files_give_the_ids_and_pixels_of_hugging_face():
+    real = Path(REAL or "") / "llava-1.5-7b-hf"
+    config = LlavaConfig.from_hf(json.loads((real / "config.json").read_text()))
+    hf: Any = transformers.AutoProcessor.from_pretrained(real, backend="pil")
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is \u00e9 on <s> it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A street."}]},
+        {"role": "user", "content": [{"type": "text", "text": "And there?"}, {"type": "image"}]},
+    ]
+    text = hf.apply_chat_template(chat, add_generation_prompt=True)
+    theirs = hf(text=text, images=PHOTOS[:2], return_tensors="np")
+    ours = Processor.from_folder(real, config)([chat], [PHOTOS[:2]])
+    np.testing.assert_array_equal(ours.input_ids[0], theirs["input_ids"][0])
+    np.testing.assert_array_equal(ours.pixel_values, theirs["pixel_values"])
 
 
 def test_rows_of_a_batch_are_those_of_single_calls_and_own_their_images_in_order(processor):
