@@ -5,6 +5,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -20,7 +21,7 @@ from sparsevlm_jax.processing.templates import (
 )
 
 REAL = os.environ.get("SPARSEVLM_REAL")
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
+TOKENS: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
 
 
 def text(words: str) -> dict:
@@ -185,7 +186,7 @@ def test_a_hostile_template_ends_within_seconds_and_megabytes_in_one_error(templ
 
 
 def test_a_long_chat_is_rendered_all_the_same():
-    chat = CHATS[1] * 200 + [{"role": "user", "content": [text("long " * 50_000)]}]
+    chat = CHATS[1] * 500 + [{"role": "user", "content": [text("long " * 50_000)]}]
     for template in (
         LLAVA_1_5,
         "{% for m in messages %}{{ messages[loop.index0].role }}{{ messages | length }}{% endfor %}",

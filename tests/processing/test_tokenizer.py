@@ -173,8 +173,10 @@ def test_the_bundled_tokenizer_is_read_without_transformers():
 def pieces(tmp_path_factory) -> Path:
     """An original LLaVA folder: a SentencePiece model is all that it has of a tokenizer."""
     folder = tmp_path_factory.mktemp("pieces")
-    options = dict(model_type="bpe", byte_fallback=True, vocab_size=300, hard_vocab_limit=False, minloglevel=2)
-    ids = dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1, normalization_rule_name="identity")
+    options: dict[str, Any] = dict(
+        model_type="bpe", byte_fallback=True, vocab_size=300, hard_vocab_limit=False, minloglevel=2
+    )
+    ids: dict[str, Any] = dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1, normalization_rule_name="identity")
     with (folder / "tokenizer.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
             sentence_iterator=iter(CORPUS * 50), model_writer=file, remove_extra_whitespaces=False, **options, **ids
