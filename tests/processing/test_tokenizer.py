@@ -176,10 +176,10 @@ def pieces(tmp_path_factory) -> Path:
     options: dict[str, Any] = dict(
         model_type="bpe", byte_fallback=True, vocab_size=300, hard_vocab_limit=False, minloglevel=2
     )
-    ids: dict[str, Any] = dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1, normalization_rule_name="identity")
+    options |= dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1, normalization_rule_name="identity", minloglevel=2)
     with (folder / "tokenizer.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-            sentence_iterator=iter(CORPUS * 50), model_writer=file, remove_extra_whitespaces=False, **options, **ids
+            sentence_iterator=iter(CORPUS * 50), model_writer=file, remove_extra_whitespaces=False, **options
         )
     (folder / "config.json").write_text(json.dumps({"model_type": "llava", "mm_vision_tower": "openai/clip"}))
     return folder
