@@ -30,8 +30,8 @@ from .integrity import FileHash, hash_files, read_hashes, seal
 from .jsonfile import read_json
 from .models import LlavaConfig, UnsupportedConfig, abstract_params
 from .paths import local_path
-from .processing import PROCESSOR_FILES, VICUNA_V1
-from .processing.files import read_pixel_config
+from .processing import PROCESSOR_FILES
+from .processing.files import read_pixel_config, read_template
 from .trees import flatten, nest
 
 FORMAT, VERSION = "sparsevlm-jax", 2
@@ -192,7 +192,7 @@ def processor_files(folder: str | Path, config: LlavaConfig) -> dict[str, bytes]
     if (folder / "config.json").is_file() and "mm_vision_tower" in read_json(folder / "config.json"):
         pixels = read_pixel_config(folder, config).to_hf()
         files.setdefault("preprocessor_config.json", json.dumps(pixels, indent=2).encode())
-        files.setdefault("chat_template.jinja", VICUNA_V1.encode())
+        files.setdefault("chat_template.jinja", read_template(folder).encode())
     return files
 
 

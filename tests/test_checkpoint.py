@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.checkpoint import MARKER, PARAMS, is_converted, restore, save
+from sparsevlm_jax.checkpoint import MARKER, PARAMS, is_converted, processor_files, restore, save
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig, init_params
+from sparsevlm_jax.processing import VICUNA_V1
 from sparsevlm_jax.trees import flatten, nest
 from tests import kill_conversion
 from tests.convert.fuzz import CONFIG
@@ -59,6 +60,7 @@ def test_it_is_cast_and_sharded_as_asked(tmp_path, params, config):
 SHARDED = """
 import sys, jax, numpy as np
 from sparsevlm_jax.checkpoint import restore
+from sparsevlm_jax.processing import VICUNA_V1
 from sparsevlm_jax.trees import flatten
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("model",))
 split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("model",), ()))
@@ -86,6 +88,13 @@ def test_processor_files_go_along(tmp_path, params, config):
     save(tmp_path / "model", params, config, processor_files_from=tmp_path)
     assert (tmp_path / "model" / "tokenizer.json").read_text() == "the tokenizer"
     assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("own", "kept"), [({}, VICUNA_V1), ({"chat_template": "{# its own #}"}, "{# its own #}")])
+def test_an_original_folders_template_goes_along_even_from_its_tokenizers_config(tmp_path, config, own, kept):
+    (tmp_path / "config.json").write_text(json.dumps({"mm_vision_tower": "openai/clip"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
+    assert processor_files(tmp_path, config)["chat_template.jinja"].decode() == kept
 
 
 def test_an_existing_checkpoint_is_replaced_only_when_asked(tmp_path, params, config):

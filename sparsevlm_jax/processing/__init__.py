@@ -1,7 +1,7 @@
 """Images and text into arrays: what a LLaVA checkpoint expects, without torch."""
 
 from .files import PROCESSOR_FILES
-from .images import ImageError, ImageSource, open_image
+from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, open_image
 from .pixels import PixelConfig, center_crop, pad_to_square, preprocess
 from .processor import ProcessedInputs, Processor
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1, Message, Prompt, PromptError, read_prompt, render
@@ -9,6 +9,8 @@ from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1, Message, Prompt, PromptEr
 __all__ = [
     "IMAGE_MARK",
     "LLAVA_1_5",
+    "MAX_BYTES",
+    "MAX_PIXELS",
     "PROCESSOR_FILES",
     "VICUNA_V1",
     "ImageError",

@@ -15,7 +15,6 @@ from ..models.llava import LlavaConfig
 from .pixels import PixelConfig
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1
 from .templates import check_template, find_template
-from .tokenizer import TextTokenizer
 
 #: The files of a checkpoint folder that are read here, `config.json` apart.
 PROCESSOR_FILES = (
@@ -47,13 +46,13 @@ def read_pixel_config(folder: Path, config: LlavaConfig) -> PixelConfig:
     )
 
 
-def read_template(folder: Path, tokenizer: TextTokenizer) -> str:
+def read_template(folder: Path) -> str:
     """The folder's chat template, wherever its version of transformers put it; else LLaVA's own.
 
     Raises:
         CheckpointError: a file that should hold a template holds none, or no Jinja.
     """
-    template = find_template(folder, getattr(tokenizer, "chat_template", None))
+    template = find_template(folder, _optional_json(folder / "tokenizer_config.json").get("chat_template"))
     if template is None:
         return VICUNA_V1 if "mm_vision_tower" in _optional_json(folder / "config.json") else LLAVA_1_5
     check_template(template, folder)

@@ -27,6 +27,10 @@ class ImageError(ValueError):
     """A source that is no readable picture. The message names the source and says what is wrong with it."""
 
 
+class ImageTypeError(ImageError, TypeError):
+    """A source of a type that is never a picture."""
+
+
 def from_address(address: str, *, allow_http: bool = False) -> tuple[BinaryIO, str]:
     """A path or URL as an open binary file, and its name for messages.
 
@@ -101,9 +105,10 @@ def _data(address: str) -> bytes:
     if len(body) > MAX_BYTES // 3 * 4 + 4:
         raise ImageError(f"the given data URL has {len(body)} characters, more than {MAX_BYTES} bytes are not read")
     try:
-        return base64.b64decode(urllib.parse.unquote_to_bytes(body), validate=True)
+        data = base64.b64decode(urllib.parse.unquote_to_bytes(body), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"the given data URL is no valid base64 ({cut(str(error))})") from None
+    return _bounded(data, "the given data URL")
 
 
 def _path_of(address: str) -> str:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from .image_bytes import MAX_BYTES, ImageError, from_address, from_stream
+from .image_bytes import MAX_BYTES, ImageError, ImageTypeError, from_address, from_stream
 from .shown import cut
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | jax.Array
@@ -53,7 +53,7 @@ def open_image(source: ImageSource, *, allow_http: bool = False, max_pixels: int
         FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
         ImageError: not an image, truncated, too many pixels or bytes, no regular file, or a kind of pixels that has no
             defined brightness.
-        TypeError: `source` is none of the above.
+        ImageTypeError: `source` is none of the above; a TypeError, too.
     """
     if isinstance(source, Image.Image):
         return _given(source, max_pixels)
@@ -68,7 +68,7 @@ def open_image(source: ImageSource, *, allow_http: bool = False, max_pixels: int
     elif callable(getattr(source, "read", None)):
         stream, name = from_stream(source)
     else:
-        raise TypeError(
+        raise ImageTypeError(
             f"expected a path, bytes, an open file, a PIL image or a uint8 array as image, got {type(source).__name__}"
         )
     with stream:
@@ -79,6 +79,8 @@ def _given(image: Image.Image, max_pixels: int) -> Image.Image:
     name = "the given PIL image"
     _check_size(image, name, max_pixels)
     try:
+        if isinstance(image, ImageFile.ImageFile):  # it may not have been decoded yet
+            _scale_key(image)
         image.load()
         return _upright_rgb(image, name)
     except ImageError:

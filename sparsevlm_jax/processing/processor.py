@@ -102,7 +102,7 @@ class Processor:
             tokenizer,
             config,
             pixels=pixels,
-            template=read_template(folder, tokenizer),
+            template=read_template(folder),
             eos_token_ids=read_generation_config(folder, config.eos_token_ids),
             allow_http=allow_http,
         )

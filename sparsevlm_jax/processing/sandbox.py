@@ -89,7 +89,7 @@ class _Formatter(SandboxedFormatter):
 class _Instrument(NodeTransformer):
     """Puts the meter where Jinja's sandbox has no hook: loops, macros, comparisons, slices, `~`."""
 
-    def visit_For(self, node: nodes.For, *args: Any, **kwargs: Any) -> nodes.Node:
+    def visit_For(self, node: Any, *args: Any, **kwargs: Any) -> nodes.Node:
         self.generic_visit(node)
         node.iter = _call("drawn", node.iter)
         return _charged(node)
@@ -99,6 +99,12 @@ class _Instrument(NodeTransformer):
         return _charged(node)
 
     visit_CallBlock = visit_Macro
+
+    def visit_Output(self, node: nodes.Output, *args: Any, **kwargs: Any) -> Any:
+        """What stands in the template itself; what is computed is charged as it is made."""
+        self.generic_visit(node)
+        text = sum(len(part.data) for part in node.nodes if isinstance(part, nodes.TemplateData))
+        return [_charge(text, node), node] if text else node
 
     def visit_Compare(self, node: nodes.Compare, *args: Any, **kwargs: Any) -> nodes.Node:
         self.generic_visit(node)
@@ -127,10 +133,13 @@ def _weighed(node: nodes.Expr) -> nodes.Expr:
 
 
 def _charged(node: Any) -> Any:
-    """Charges for a body each time it runs: a step, and the text that stands in it."""
-    text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-    node.body.insert(0, nodes.ExprStmt(_call("spend", nodes.Const(PLACE + text)), lineno=node.lineno))
+    """Charges for a body each time it runs."""
+    node.body.insert(0, _charge(PLACE, node))
     return node
+
+
+def _charge(size: int, at: nodes.Node) -> nodes.ExprStmt:
+    return nodes.ExprStmt(_call("spend", nodes.Const(size)), lineno=at.lineno)
 
 
 class _Generation(Extension):

@@ -51,7 +51,6 @@ class Tokenizer:
         special: name -> token, as in {"bos_token": "<s>"}.
         extra: further special tokens, which have no name.
         clean_up: tidy spaces before punctuation when decoding; BPE tokenizers never do.
-        chat_template: of `tokenizer_config.json`: a text, or texts by name.
     """
 
     def __init__(
@@ -61,11 +60,10 @@ class Tokenizer:
         *,
         extra: Sequence[str] = (),
         clean_up: bool = False,
-        chat_template: Any = None,
     ):
         backend.no_truncation()
         backend.no_padding()
-        self.backend_tokenizer, self.special_tokens_map, self.chat_template = backend, dict(special), chat_template
+        self.backend_tokenizer, self.special_tokens_map = backend, dict(special)
         self.all_special_tokens = list(dict.fromkeys([*special.values(), *extra]))
         self._clean_up = clean_up and not isinstance(backend.model, tokenizers.models.BPE)
 
@@ -156,7 +154,6 @@ def _from_json(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
         {name: token.content for name, token in special.items()},
         extra=[token.content for token in extra],
         clean_up=settings.get("clean_up_tokenization_spaces") is True,
-        chat_template=settings.get("chat_template"),
     )
 
 

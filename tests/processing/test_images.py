@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -138,20 +140,88 @@ def test_flipped_bytes_give_a_picture_or_this_librarys_error():
             assert "bytes" in str(error)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing: a decompression bomb's first bytes."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png(depth: int, kind: int, samples: bytes, width: int, *, key: bytes | None = None, height: int = 1) -> bytes:
+    """A PNG of one row (or, of a size it only claims): `kind` is 0 grey, 2 RGB, 3 palette; `key` is its tRNS chunk."""
 
-    def chunk(name, data):
+    def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    transparent = b"" if key is None else chunk(b"tRNS", key)
+    data = chunk(b"IDAT", zlib.compress(b"\0" + samples))
+    return b"\x89PNG\r\n\x1a\n" + header + transparent + data + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("size", [(20_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
+WHITE = (255,) * 3
+# name -> (depth, kind, samples, transparent key), and the pixels; the key's pixel is white
+KEYED = {
+    "1-bit grey, black": (1, 0, [0b01000000], [0], [WHITE, WHITE]),
+    "1-bit grey, white": (1, 0, [0b01000000], [1], [(0,) * 3, WHITE]),
+    "2-bit grey": (2, 0, [0b00011011], [1], [(0,) * 3, WHITE, (170,) * 3, WHITE]),
+    "4-bit grey": (4, 0, [0x05], [5], [(0,) * 3, WHITE]),
+    "8-bit grey": (8, 0, [0, 7], [0], [WHITE, (7,) * 3]),
+    "16-bit grey, black": (16, 0, [0, 0, 10, 10], [0], [WHITE, (10,) * 3]),
+    "16-bit grey": (16, 0, [156, 64, 156, 65], [40_000], [WHITE, (156,) * 3]),
+    "8-bit RGB": (8, 2, [1, 2, 3, 4, 5, 6], [1, 2, 3], [WHITE, (4, 5, 6)]),
+    "16-bit RGB": (16, 2, [1, 0, 2, 0, 3, 0, 1, 0, 2, 0, 4, 0], [256, 512, 768], [WHITE, (1, 2, 4)]),
+    "16-bit RGB, low": (16, 2, [0, 1, 0, 2, 0, 3, 1, 0, 2, 0, 3, 0], [1, 2, 3], [WHITE, (1, 2, 3)]),
+}
+
+
+@pytest.mark.parametrize(("depth", "kind", "samples", "key", "expected"), KEYED.values(), ids=KEYED.keys())
+def test_the_transparent_key_of_a_png_is_white_at_every_depth(depth, kind, samples, key, expected):
+    data = png(depth, kind, bytes(samples), len(expected), key=struct.pack(f">{len(key)}H", *key))
+    for source in (data, Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(pixels(source)[0], expected)
+
+
+def test_transparency_is_composited_by_strips_as_it_is_whole(monkeypatch):
+    image = Image.fromarray(RNG.integers(0, 256, (50, 9, 4), np.uint8), "RGBA")
+    whole = pixels(image)
+    monkeypatch.setattr(images_module, "_STRIP", 7)
+    np.testing.assert_array_equal(pixels(image), whole)
+    np.testing.assert_array_equal(pixels(encoded(image, "PNG")), whole)
+
+
+@pytest.mark.parametrize("size", [(12_000, 12_000), (64_001, 1000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(size):
     with pytest.raises(ImageError, match=f"{images_module.MAX_PIXELS} pixels that are read"):
-        open_image(png_header(*size))
+        open_image(png(8, 2, b"", size[0], height=size[1]))
+
+
+def test_the_bound_names_both_numbers_and_can_be_moved():
+    with pytest.raises(ImageError, match="9 x 6 is 54 pixels, more than the 53 pixels that are read"):
+        open_image(encoded(Image.fromarray(PHOTO), "PNG"), max_pixels=53)
+    with pytest.raises(ImageError, match="the given PIL image: 9 x 6 is 54 pixels"):
+        open_image(Image.fromarray(PHOTO), max_pixels=53)
+    assert open_image(encoded(Image.fromarray(PHOTO), "PNG"), max_pixels=54).size == (9, 6)
+
+
+def test_a_jpeg_of_too_many_pixels_is_decoded_at_reduced_size_and_an_ordinary_one_exactly():
+    smooth = np.linspace(0, 255, 2400 * 3600).reshape(2400, 3600).astype(np.uint8)
+    jpeg = encoded(Image.fromarray(smooth), "JPEG")
+    assert open_image(jpeg).size == (3600, 2400)
+    reduced = open_image(jpeg, max_pixels=2_200_000)
+    assert reduced.size == (1800, 1200)
+    exact = Image.open(io.BytesIO(jpeg)).convert("RGB").resize(reduced.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(reduced, int) - np.asarray(exact, int)).mean() < 1
+    with pytest.raises(ImageError, match="more than the 1000000 pixels"):  # a quarter would be 600 pixels high
+        open_image(jpeg, max_pixels=1_000_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "bytes_per_pixel"), [("RGB", 4.5), ("RGBA", 8), ("L", 5.5), ("I;16", 7.5)])
+def test_the_largest_picture_takes_a_few_bytes_a_pixel(tmp_path, mode, bytes_per_pixel):
+    path = tmp_path / "large.png"
+    Image.new(mode, (8000, 8000)).save(path, compress_level=1)
+    script = (
+        "import resource, sys; from sparsevlm_jax.processing import open_image, PixelConfig, preprocess\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak(); image = open_image(sys.argv[1])\n"
+        "preprocess(image, PixelConfig.square(336)); print((peak() - before) / 64e6)"
+    )
+    out = subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True).stdout
+    assert float(out) < bytes_per_pixel
 
 
 @pytest.mark.parametrize(
@@ -180,8 +250,9 @@ def test_a_picture_without_pixels_is_refused():
 
 
 def test_anything_else_is_a_type_error():
-    with pytest.raises(TypeError, match="got NoneType"):
-        open_image(None)  # pyright: ignore[reportArgumentType]
+    for kind in (TypeError, ImageError):
+        with pytest.raises(kind, match="got NoneType"):
+            open_image(None)  # pyright: ignore[reportArgumentType]
 
 
 def test_encapsulated_postscript_never_reaches_an_interpreter():

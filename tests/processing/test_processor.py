@@ -1,21 +1,27 @@
 """The processor gives the ids and pixels of Hugging Face's `LlavaProcessor`, from every generation of its files."""
 
 import json
+import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sparsevlm_jax
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models.llava import LlavaConfig
 from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor, PromptError
 from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, tiny_processor, tiny_tokenizer
 
+REAL = os.environ.get("SPARSEVLM_REAL")
+PACKAGE = Path(sparsevlm_jax.__file__).parent
 CONFIG = LlavaConfig.from_hf(tiny_config().to_dict())
 HF: Any = tiny_processor()
 PHOTOS = [random_image(seed, height, width) for seed, (height, width) in enumerate([(60, 90), (130, 70), (11, 7)])]
@@ -69,6 +75,24 @@ def test_a_chat_equals_the_hf_processors_chat_template(folder):
     text = HF.apply_chat_template(chat, add_generation_prompt=True)
     ours = Processor.from_folder(folder, CONFIG)([chat], [PHOTOS[:2]])
     np.testing.assert_array_equal(ours.input_ids[0], reference(text, PHOTOS[:2])["input_ids"][0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL, reason="SPARSEVLM_REAL names no folder of published files")
+def test_the_published_processor_files_give_the_ids_and_pixels_of_hugging_face():
+    real = Path(REAL or "") / "llava-1.5-7b-hf"
+    config = LlavaConfig.from_hf(json.loads((real / "config.json").read_text()))
+    hf: Any = transformers.AutoProcessor.from_pretrained(real, backend="pil")
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is \u00e9 on <s> it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A street."}]},
+        {"role": "user", "content": [{"type": "text", "text": "And there?"}, {"type": "image"}]},
+    ]
+    text = hf.apply_chat_template(chat, add_generation_prompt=True)
+    theirs = hf(text=text, images=PHOTOS[:2], return_tensors="np")
+    ours = Processor.from_folder(real, config)([chat], [PHOTOS[:2]])
+    np.testing.assert_array_equal(ours.input_ids[0], theirs["input_ids"][0])
+    np.testing.assert_array_equal(ours.pixel_values, theirs["pixel_values"])
 
 
 def test_rows_of_a_batch_are_those_of_single_calls_and_own_their_images_in_order(processor):
@@ -134,22 +158,19 @@ def test_plain_words_settle_at_once(processor):
     assert processor.decode_settled(ids) == "two dogs"
 
 
-def test_the_chat_template_is_found_wherever_it_was_put(folder):
-    def template() -> str:
-        return Processor.from_folder(folder, CONFIG).template
-
-    assert template() == HF.chat_template
+def test_without_a_template_of_its_own_a_checkpoint_speaks_llava(folder):
+    assert Processor.from_folder(folder, CONFIG).template == HF.chat_template
     (folder / "chat_template.jinja").unlink()
-    assert template() == LLAVA_1_5
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{# json type #}"}))
-    assert template() == "{# json type #}"
-    (folder / "chat_template.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"chat_template\.json holds no chat_template"):
-        template()
-    (folder / "chat_template.json").unlink()
+    assert Processor.from_folder(folder, CONFIG).template == LLAVA_1_5
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{# tokenizer type #}"}))
-    assert template() == "{# tokenizer type #}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{# tokenizer #}"}))
+    assert Processor.from_folder(folder, CONFIG).template == "{# tokenizer #}"
+
+
+def test_a_template_that_is_no_jinja_is_refused_when_a_folder_is_read(folder):
+    (folder / "chat_template.jinja").write_text("{% for")
+    with pytest.raises(CheckpointError, match="the chat template of .* cannot be read"):
+        Processor.from_folder(folder, CONFIG)
 
 
 def test_pixel_settings_are_found_in_both_files(folder):
@@ -205,6 +226,48 @@ def test_a_damaged_tokenizer_is_named(folder, damage):
         path.write_text({"cut": path.read_text()[:999], "not json": "<html>", "wrong json": "[1]"}[damage])
     with pytest.raises(CheckpointError, match=r"tokenizer"):
         Processor.from_folder(folder, CONFIG)
+
+
+WRONG = [
+    None,
+    True,
+    3,
+    -1,
+    2.5,
+    "x",
+    [],
+    [3],
+    [None],
+    {},
+    {"a": 3},
+    {"shortest_edge": "x"},
+    {"height": 1, "width": None},
+]
+FILES = {
+    "preprocessor_config.json": "size crop_size image_mean image_std resample rescale_factor do_pad do_resize "
+    "do_normalize do_center_crop default_to_square image_processor_type feature_extractor_type pad_size",
+    "processor_config.json": "image_processor image_token chat_template patch_size",
+    "generation_config.json": "eos_token_id do_sample num_beams temperature bad_words_ids",
+    "chat_template.json": "chat_template",
+    "config.json": "mm_vision_tower image_aspect_ratio repetition_penalty model_type",
+}
+
+
+@pytest.mark.filterwarnings("ignore::sparsevlm_jax.errors.CheckpointWarning")
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_the_wrong_types_are_read_or_this_librarys_error(folder, name):
+    whole = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(whole))
+    (folder / "processor_config.json").unlink()
+    base = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+    contents = [*WRONG, *({**base, field: value} for field in FILES[name].split() for value in WRONG)]
+    for content in contents:
+        (folder / name).write_text(json.dumps(content))
+        try:
+            Processor.from_folder(folder, CONFIG)
+        except ValueError as error:
+            origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            assert origin.is_relative_to(PACKAGE) and len(str(error)) < 1000, content
 
 
 def test_prompts_and_images_must_be_as_many_lists(processor):

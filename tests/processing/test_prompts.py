@@ -1,7 +1,8 @@
 """Every image has one mark and every mark one image; whatever cannot be answered is refused with a reason."""
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsevlm_jax.processing import IMAGE_MARK, LLAVA_1_5, VICUNA_V1, PromptError, read_prompt, render
@@ -125,6 +126,81 @@ def test_a_prompt_without_words_is_refused(prompt):
 def test_a_malformed_chat_is_refused(prompt, message):
     with pytest.raises(PromptError, match=message):
         read_prompt(prompt)
+
+
+SURROGATE = "What \ud83d?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "a question .* or a list of chat messages as prompt, got None"),
+        ({"role": "user", "content": "What?"}, "list of chat messages as prompt, got {"),
+        (b"What?", "as prompt, got b'What"),
+        (3, "as prompt, got 3"),
+        (np.array(["What?"]), "as prompt, got array"),
+        ([{"role": np.array(["user", "user"]), "content": "What?"}], "a role of system, user, assistant, got"),
+        ([{"role": ["user"], "content": "What?"}], "a role of system, user, assistant, got"),
+        ([{"role": "user", "content": b"What?"}], "a text or a list of parts, got b'What"),
+        ([{"role": "user", "content": {"type": "text"}}], "a text or a list of parts, got {"),
+        ([{"role": "user", "content": 7}], "a text or a list of parts, got 7"),
+        ([user({"type": np.zeros(3)})], "of type 'text'"),
+        ([user({"type": "text", "text": b"What?"})], "of type 'text'"),
+        ([user({"type": "image_url", "image_url": 3})], "of type 'text'"),
+        ([user({"type": "image_url", "image_url": {"href": "a.png"}})], "of type 'text'"),
+        (SURROGATE, r"half of a surrogate pair \(U\+D83D\) at character 6"),
+        ([user(text(SURROGATE))], r"half of a surrogate pair \(U\+D83D\)"),
+        ([[{"role": "user"}]], "a role of system"),
+    ],
+    ids=str,
+)
+def test_what_is_no_prompt_is_refused_and_what_is_expected_is_named(prompt, message):
+    with pytest.raises(PromptError, match=message):
+        read_prompt(prompt)
+    with pytest.raises(PromptError):
+        read_raw(prompt)
+
+
+def test_an_error_does_not_repeat_a_whole_prompt():
+    for prompt in (
+        [{"role": "x" * 10**5}],
+        [user({"type": "video", "video": "x" * 10**5})],
+        b"x" * 10**5,
+        {"x": ["y"] * 10**5},
+    ):
+        with pytest.raises(PromptError) as caught:
+            read_prompt(prompt)  # pyright: ignore[reportArgumentType]
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("url", [{"url": "data:image/png;base64,"}, "data:image/png;base64,"], ids=["table", "text"])
+def test_a_part_in_the_form_of_openai_carries_its_image(url):
+    conversation = read_prompt([user({"type": "image_url", "image_url": url}, text("What?"))])
+    assert conversation.images == ["data:image/png;base64,"]
+    assert render(conversation, TOKENIZER, LLAVA_1_5) == "USER: <image>\nWhat? ASSISTANT:"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "image", "image_url", "url"]) | st.integers(), inner
+        )
+        | st.fixed_dictionaries({"role": st.just("user"), "content": inner})
+        | st.fixed_dictionaries({"type": st.sampled_from(["text", "image", "image_url"]), "text": inner})
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300)
+@given(JSON | st.lists(JSON, max_size=3), st.lists(st.just("a.png"), max_size=2))
+def test_any_prompt_renders_or_is_this_librarys_error(prompt, images):
+    try:
+        rendered(prompt, images)
+    except PromptError as error:
+        assert len(str(error)) < 600
 
 
 def test_a_template_that_loses_images_or_fails_is_named():

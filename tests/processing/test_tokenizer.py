@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from transformers import AutoTokenizer
 
 from sparsevlm_jax.demo import CHECKPOINT
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.processing.tokenizer import Tokenizer, read_tokenizer
-from tests.tiny import tiny_tokenizer
+from tests.tiny import CORPUS, tiny_tokenizer
 
 REAL = os.environ.get("SPARSEVLM_REAL")
 TEXTS = [
@@ -166,6 +167,39 @@ def test_the_bundled_tokenizer_is_read_without_transformers():
         "assert not {'transformers', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory) -> Path:
+    """An original LLaVA folder: a SentencePiece model is all that it has of a tokenizer."""
+    folder = tmp_path_factory.mktemp("pieces")
+    options: dict[str, Any] = dict(
+        model_type="bpe", byte_fallback=True, vocab_size=300, hard_vocab_limit=False, minloglevel=2
+    )
+    options |= dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1, normalization_rule_name="identity", minloglevel=2)
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
+            sentence_iterator=iter(CORPUS * 50), model_writer=file, remove_extra_whitespaces=False, **options
+        )
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "mm_vision_tower": "openai/clip"}))
+    return folder
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_ids_of_a_sentencepiece_model_are_those_of_the_sentencepiece_library(pieces, adds_bos):
+    change(pieces / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=adds_bos)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(pieces / "tokenizer.model"))
+    tokenizer = read_tokenizer(pieces)
+    for words in (
+        "USER: What is on the blue sign?",
+        "two dogs",
+        "a  b",
+        "\u00e9\u4e2d\U0001f600",
+        "\nWhat? ASSISTANT:",
+    ):
+        ids = reference.encode(words)  # pyright: ignore[reportAttributeAccessIssue]
+        assert tokenizer(words)["input_ids"] == [1] * adds_bos + ids
+    assert tokenizer.decode(tokenizer("two dogs")["input_ids"], skip_special_tokens=True) == "two dogs"
 
 
 @pytest.mark.parametrize("library", ["sentencepiece", "google.protobuf"])
