@@ -97,7 +97,6 @@ RULES: dict[str, Check] = {
     "seed": seeds,
     "source": optional(source),
     "sparsity": sparsity,
-    "stage": whole(0),
     "temperature": real("a finite number >= 0", lambda temperature: temperature >= 0),
     "top_k": whole(0),
     "top_p": real("a number above 0 and at most 1", lambda share: 0 < share <= 1),

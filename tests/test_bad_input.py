@@ -50,7 +50,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def assert_refused(vlm: sv.VLM, message: str, **arguments: Any) -> None:
+def assert_refused(vlm: sv.VLM, message: str, /, **arguments: Any) -> None:
     """An error of ours, with that message, raised in our own code and not inside numpy, Pillow or JAX."""
     with pytest.raises((ValueError, OSError), match=message) as caught:
         sv.generate(**{"vlm": vlm, "prompt": "What is it?", "max_new_tokens": 2, **arguments})

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 
 
 class ProcessedInputs(NamedTuple):
-    """A batch before padding. Row i owns the next `images_per_row[i]` of the images.
+    """A batch before padding. Row i owns the next `images_per_row[i]` of the marks.
 
     `input_ids`: one int32 array per row, each image mark expanded to `tokens_per_image` times the image token's id.
+    `image_of_mark`: which of the images each mark shows; an object that was given for several marks is one image.
     """
 
     input_ids: list[Int32[np.ndarray, " L"]]
     pixel_values: Float[np.ndarray, "I 3 H W"]
     images_per_row: tuple[int, ...]
+    image_of_mark: tuple[int, ...]
 
 
 class Processor:
@@ -97,6 +99,10 @@ class Processor:
             eos_token_ids=read_eos(folder, config),
         )
 
+    def __repr__(self) -> str:
+        kind, (height, width) = type(self.tokenizer).__name__, self.pixels.crop_size
+        return f"Processor({kind} of {len(self.tokenizer)} tokens, images of {height} x {width} pixels)"
+
     def __call__(
         self, prompts: Sequence[Prompt], images: Sequence[Sequence[ImageSource]] | None = None, *, raw: bool = False
     ) -> ProcessedInputs:
@@ -116,10 +122,13 @@ class Processor:
             given = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
             raise ValueError(f"expected a list of prompts and as many lists of images, got {given} and {len(images)}")
         rows = [self._read_row(prompt, row, raw) for prompt, row in zip(prompts, images, strict=True)]
+        shown = [image for _, row in rows for image in row]
+        distinct = {id(image): image for image in shown}
         return ProcessedInputs(
             input_ids=[self.encode(text) for text, _ in rows],
-            pixel_values=self.encode_images([image for _, row in rows for image in row]),
+            pixel_values=self.encode_images(list(distinct.values())),
             images_per_row=tuple(len(row) for _, row in rows),
+            image_of_mark=tuple(list(distinct).index(id(image)) for image in shown),
         )
 
     def encode(self, text: str) -> Int32[np.ndarray, " L"]:
