@@ -20,7 +20,7 @@ CLIP_L_336 = {
     "image_size": 336,
     "patch_size": 14,
 }
-KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": CLIP_L_336}
+KNOWN_TOWERS = {"clip-vit-large-patch14-336": CLIP_L_336}  # by the end of a hub id, or of somebody's path to a copy
 
 # Fields of the original config with the values that mean LLaVA-1.5 as implemented here.
 _IMPLEMENTED = {
@@ -125,8 +125,8 @@ def _vision_config(path: Path, config: dict, vision_tower: str | Path | None, wi
         return clip_vision_config(read_json(path.parent / "vision_config.json"))
     if "vision_tower" in without:
         return CLIP_L_336 | {"hidden_size": config.get("mm_hidden_size", 1024), "num_attention_heads": 1}
-    if isinstance(name, str) and name in KNOWN_TOWERS:
-        return KNOWN_TOWERS[name]
+    if isinstance(name, str) and Path(name).name in KNOWN_TOWERS:
+        return KNOWN_TOWERS[Path(name).name]
     raise CheckpointError(
         f"{path} names the vision tower {name!r} but does not describe it: give the tower's own folder as vision_tower"
     )

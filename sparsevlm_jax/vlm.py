@@ -25,6 +25,7 @@ from .accounting import Report, Timing
 from .arguments import THIRD, checked, rows_of
 from .batching import Batch, assemble, new_tokens_bucket
 from .bucketed import prefill_bucketed
+from .decode import Sampling
 from .errors import short
 from .models.attention import Implementation, choose_implementation
 from .models.llava import EncodedImages, LlavaConfig, encode
@@ -337,7 +338,7 @@ class Run:
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)
         return result
 
-    def compile_steps(self, prefilled: PrefillResult, sampling: decode.Sampling | None) -> tuple[Callable, Callable]:
+    def compile_steps(self, prefilled: PrefillResult, sampling: Sampling | None) -> tuple[Callable, Callable]:
         """The two programs of a stream: the choice of a token, and the step that follows it."""
         vlm = self.vlm
         choose, choose_ms = _choose.compiled(prefilled.logits, sampling, np.int32(0))
