@@ -66,7 +66,7 @@ def source(name: str, value: Any) -> str | Path:
 def dtype(name: str, value: Any) -> jnp.dtype:
     """One of `DTYPES`, however it is written."""
     try:
-        found = jnp.dtype(value)
+        found = jnp.dtype(value) if isinstance(value, str | type | np.dtype) else None
     except Exception:  # NumPy meets what it is given with half a dozen kinds of errors
         found = None
     if found is None or found.name not in DTYPES:

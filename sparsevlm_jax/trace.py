@@ -8,6 +8,7 @@ V visual tokens entering a stage · K kept · C candidates · M merged · L prom
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -171,7 +172,7 @@ def load_trace(path: str | Path) -> SparsityTrace:
         OSError: it cannot be read.
     """
     path = checked(path=path)
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path} is not a saved trace: it is no regular file")
     with open(path, "rb") as file:
         try:

@@ -129,7 +129,13 @@ AMOUNTS = (
     Share(fractions.Fraction(1, 2)),
 )
 METHODS = tuple(sorted(methods.METHODS))
-CONFIGS = (SparsityConfig.sparsevlm("1/2"), SparsityConfig.kept(8, layers=(1,)), methods.create("divprune", 8))
+THIRDS = (
+    "1/3",
+    fractions.Fraction(1, 3),
+    Share(fractions.Fraction(1, 3)),
+    "sparsevlm",
+    SparsityConfig.sparsevlm("1/3"),
+)
 
 ARGUMENTS: dict[str, Argument] = {
     "prompt": Argument(
@@ -157,6 +163,7 @@ ARGUMENTS: dict[str, Argument] = {
             ),
             *([message(), 5], [message(), None], [message(Raising())], [message(content=Raising())]),
         ),
+        frozenset({"nul"}),
     ),
     "image": Argument(
         (PICTURE, Image.fromarray(PICTURE)),
@@ -187,12 +194,14 @@ ARGUMENTS: dict[str, Argument] = {
         ),
     ),
     "sparsity": Argument(
-        (*CONFIGS, *AMOUNTS, None, *METHODS),
-        (*WRONG_AMOUNTS, "", "FastV", SparsityConfig, CONFIGS, b"fastv", methods.create, {"tokens": 5}),
+        (*THIRDS, None, "dense"),  # two programs; the others are made, not run
+        (*WRONG_AMOUNTS, "", "FastV", SparsityConfig, THIRDS, b"fastv", methods.create, {"tokens": 5}),
     ),
     "max_new_tokens": Argument((1, 2, np.int64(2), np.uint8(1)), (0, -1, 1.0, 2.5, 5000, 2**31, *NUMBERS)),
     "temperature": Argument(
-        (0, 0.0, 1, 0.7, 1e-40, 1e300, np.float32(1), fractions.Fraction(1, 2)), (-1, -1e-9, *NUMBERS)
+        (0, 0.0, 1, 0.7, 1e-40, 1e300, np.float32(1), fractions.Fraction(1, 2)),
+        (-1, -1e-9, *NUMBERS),
+        frozenset({"half"}),
     ),
     "top_k": Argument((0, 1, 5, 2**31 - 1, np.int32(3)), (-1, 1.0, 2**31, *NUMBERS)),
     "top_p": Argument((1, 0.5, 1e-50, np.float16(0.5)), (0, -0.5, 1.5, *NUMBERS), frozenset()),
@@ -213,6 +222,7 @@ ARGUMENTS: dict[str, Argument] = {
     "dtype": Argument(("float32", None, np.float32), ("int8", "float64", "float", 5, int, "", "magic", [])),
     "attention": Argument(("xla", None), ("cudnn", "flash", "", 5, True)),
     "pad_to_square": Argument((True, False, None, np.bool_(True)), (0, 1, "yes", np.array([True, False]), [])),
+    "flag": Argument((True, False, np.bool_(True)), (None, 0, 1, "yes", np.array([True, False]), [])),
     "budget": Argument((Tokens(8), KeptTokens((3,)), RankScale(1.0)), (None, 8, "1/3", Tokens, {})),
     "layers": Argument((None, (1,), [1, 2], (np.int64(1),)), (1, "12", (1.5,), (None,), (-2,), (True,))),
     "score": Argument((RaterScore(), RaterScore(heads="1/2")), (None, RaterScore, "attention", len)),
@@ -288,7 +298,7 @@ def calls(w: World) -> dict[str, Call]:
         "sparsevlm_v1": Call(SparsityConfig.sparsevlm_v1, {}, {**same("scale", "capacity"), "bias": "scale"}, 3),
         "kept": Call(kept, {"kept": 8}, same("kept", "layers"), 3),
         "SparsityConfig": Call(SparsityConfig, {"budget": Tokens(8)}, config, 8),
-        "RaterScore": Call(RaterScore, {}, {"heads": "heads", "gravity": "pad_to_square"}, 2),
+        "RaterScore": Call(RaterScore, {}, {"heads": "heads", "gravity": "flag"}, 2),
         "Recycle": Call(Recycle, {}, {"cluster_size": "cluster_size"}, 2),
         "save_trace": Call(sv.save_trace, {"path": w.folder / "again.npz", "trace": w.trace}, {"trace": "trace"}, 2),
         "load_trace": Call(sv.load_trace, {"path": w.saved}, same("path"), 4),

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from ..errors import cut
 from .image_bytes import MAX_BYTES, ImageError, from_address, from_stream
-from .shown import cut
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | jax.Array
 
