@@ -15,7 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import methods
-from .checks import LARGEST_SEED, Check, choice, each, exact, flag, having, optional, real, refusal, text, whole
+from .checks import (
+    LARGEST_SEED,
+    Check,
+    choice,
+    each,
+    entries_of,
+    exact,
+    flag,
+    having,
+    optional,
+    real,
+    refusal,
+    text,
+    whole,
+)
 from .models.attention import Implementation
 from .processing import ImageSource, Prompt
 from .sparsify import Share, SparsityConfig, parse_amount
@@ -121,13 +135,14 @@ def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSourc
         return [prompts], [_as_list(image)], False
     if not prompts:
         raise ValueError("expected at least one prompt, got none")
-    if not isinstance(image, list | tuple):
+    entries = entries_of(image)
+    if entries is None:
         return prompts, [_as_list(image) for _ in prompts], True
-    if len(image) != len(prompts):
+    if len(entries) != len(prompts):
         raise ValueError(
-            f"expected one picture, or one entry of images for each of {len(prompts)} prompts, got {len(image)} entries"
+            f"expected one picture, or an entry of images for each of {len(prompts)} prompts, got {len(entries)} entries"
         )
-    return prompts, [_as_list(entry) for entry in image], True
+    return prompts, [_as_list(entry) for entry in entries], True
 
 
 def _listed(value: Any) -> list | None:
@@ -141,6 +156,5 @@ def _listed(value: Any) -> list | None:
 
 
 def _as_list(image: Any) -> list[ImageSource]:
-    if image is None:
-        return []
-    return list(image) if isinstance(image, list | tuple) else [image]
+    entries = entries_of(image)
+    return entries if entries is not None else [] if image is None else [image]

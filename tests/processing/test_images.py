@@ -179,8 +179,8 @@ def test_a_picture_without_pixels_is_refused():
         open_image(Image.new("RGB", (0, 5)))
 
 
-def test_anything_else_is_a_type_error():
-    with pytest.raises(TypeError, match="got NoneType"):
+def test_anything_else_is_no_picture():
+    with pytest.raises(ImageError, match="got None"):
         open_image(None)  # pyright: ignore[reportArgumentType]
 
 
