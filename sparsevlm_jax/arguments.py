@@ -34,6 +34,7 @@ from .models.attention import Implementation
 from .processing import ImageSource, Prompt
 from .sparsify import Share, SparsityConfig, parse_amount
 
+LONGEST_PATH = 4096  # bytes, as Linux has it
 THIRD = SparsityConfig.sparsevlm(tokens="1/3")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -67,7 +68,7 @@ def path(name: str, value: Any) -> Path:
             written = os.fsencode(value)
         except Exception:  # __fspath__ is foreign code
             written = b""
-        if written and b"\0" not in written:
+        if written and b"\0" not in written and len(written) <= LONGEST_PATH:
             return Path(os.fsdecode(written))
     raise refusal(name, "a path", value)
 
@@ -128,13 +129,12 @@ def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSourc
     Raises:
         ValueError: no prompt, or a batch whose images are not one entry per prompt.
     """
-    prompts = prompt if isinstance(prompt, str) else _listed(prompt)
-    if prompts is None:
-        raise refusal("prompt", "a text, chat messages, or a list of either", prompt)
+    prompts = _text_or_list(prompt)
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
         return [prompts], [_as_list(image)], False
     if not prompts:
         raise ValueError("expected at least one prompt, got none")
+    prompts = [_text_or_list(entry) for entry in prompts]
     entries = entries_of(image)
     if entries is None:
         return prompts, [_as_list(image) for _ in prompts], True
@@ -145,14 +145,16 @@ def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSourc
     return prompts, [_as_list(entry) for entry in entries], True
 
 
-def _listed(value: Any) -> list | None:
-    """The entries of a sequence; None of anything else."""
-    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview | range):
-        return None
+def _text_or_list(prompt: Any) -> Any:
+    """A prompt or a list of prompts: a text, or the entries of a sequence."""
+    if isinstance(prompt, str):
+        return prompt
     try:
-        return list(value)
+        if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview | range):
+            return list(prompt)
     except Exception:  # a sequence can be foreign code
-        return None
+        pass
+    raise refusal("prompt", "a text, chat messages, or a list of either", prompt)
 
 
 def _as_list(image: Any) -> list[ImageSource]:
