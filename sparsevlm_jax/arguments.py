@@ -140,7 +140,7 @@ def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSourc
         return prompts, [_as_list(image) for _ in prompts], True
     if len(entries) != len(prompts):
         raise ValueError(
-            f"expected one picture, or an entry of images for each of {len(prompts)} prompts, got {len(entries)} entries"
+            f"expected a picture, or an entry of images for each of {len(prompts)} prompts, got {len(entries)} entries"
         )
     return prompts, [_as_list(entry) for entry in entries], True
 
