@@ -17,6 +17,7 @@ from .atomic import check_target
 from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore_params, save
 from .errors import CheckpointError
 from .models import LlavaConfig
+from .models.dtypes import stored_dtype
 from .paths import local_path
 from .processing import Processor
 
@@ -84,8 +85,9 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: it is not there, or damaged, or its tensors are not those of its config.
-        ValueError: naming every config value that is not implemented.
+        ValueError: naming every config value that is not implemented, or a dtype in which no weights are kept.
     """
+    dtype = None if dtype is None else stored_dtype(dtype)
     return _load(_open(resolve_source(name_or_path), vision_tower), dtype, sharding)
 
 
@@ -139,8 +141,8 @@ def export_checkpoint(
     )
 
 
-def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
-    """What a checkpoint of any kind holds, without reading its weights.
+def inspect_checkpoint(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> CheckpointInfo:
+    """What a checkpoint of any kind holds, without reading its weights. `vision_tower` is as in `load_checkpoint`.
 
     Raises:
         CheckpointError, ValueError: as `load_checkpoint`, as far as that shows without reading.
@@ -151,7 +153,8 @@ def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
         return _info(folder, "converted", FORMAT, list(stored), read_own_config(folder))
     from .convert import describe
 
-    kind, layout, tensors, config = describe(folder)
+    tower = None if vision_tower is None else resolve_source(vision_tower)
+    kind, layout, tensors, config = describe(folder, vision_tower=tower)
     return _info(folder, kind, layout, tensors, config)
 
 

@@ -23,11 +23,11 @@ from jaxtyping import Int32
 from . import accounting, decode
 from .accounting import Report, Timing
 from .arguments import THIRD, checked, rows_of
-from .batching import Batch, assemble, new_tokens_bucket
+from .batching import Batch, assemble, new_tokens_bucket, rung
 from .bucketed import prefill_bucketed
-from .decode import Sampling
 from .errors import short
 from .models.attention import Implementation, choose_implementation
+from .models.dtypes import compute_dtype
 from .models.llava import EncodedImages, LlavaConfig, encode
 from .prefill import PrefillInputs, PrefillResult, prefill
 from .processing import ImageSource, ProcessedInputs, Processor, Prompt
@@ -124,7 +124,7 @@ def load(
         source=source, dtype=dtype, vision_tower=vision_tower, pad_to_square=pad_to_square, attention=attention
     )
     platform = jax.default_backend()
-    dtype = jnp.dtype(dtype or (jnp.float32 if platform == "cpu" else jnp.bfloat16))
+    dtype = compute_dtype(dtype, platform)
     if source is None:
         from .demo import CHECKPOINT  # the demo stands above this module; only where its model lies is asked
 
@@ -200,7 +200,7 @@ def generate(
     """
     options = checked(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     run = Run(vlm, prompt, image, sparsity, max_new_tokens)
-    sampling = decode.sampling(run.rows, *options)
+    sampling = decode.sampling(run.rows, *options, padding=len(run.batch.length) - run.rows)
     prefilled = run.prefill()
     buffer = new_tokens_bucket(max_new_tokens)
     (generated, _), decode_ms, compile_ms = _decode(
@@ -209,11 +209,12 @@ def generate(
         prefilled.state,
         jnp.int32(max_new_tokens),
         sampling,
+        np.int32(run.rows),
         config=vlm.config,
         implementation=vlm.implementation,
         buffer=buffer,
     )
-    tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)
+    tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)[: run.rows]
     steps = int(counts.max()) - 1
     timing = run.timing(decode_ms / steps if steps else None, compile_ms)
     outputs = [
@@ -302,13 +303,13 @@ class Run:
 
     @property
     def rows(self) -> int:
-        return len(self.batch.length)
+        return self.batch.rows
 
     def prefill(self, *, trace: bool = False) -> PrefillResult:
         """Encodes and prefills; with `trace` in one program, whatever `sparsity.adaptive` says."""
         vlm, batch = self.vlm, self.batch
-        nothing = jnp.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
-        images: EncodedImages = EncodedImages(nothing, None)
+        nothing = np.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
+        images: EncodedImages = EncodedImages(jnp.asarray(nothing), None)
         if len(batch.pixel_values):
             images, self.encode_ms, compile_ms = _encode(
                 vlm.params,
@@ -338,7 +339,7 @@ class Run:
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)
         return result
 
-    def compile_steps(self, prefilled: PrefillResult, sampling: Sampling | None) -> tuple[Callable, Callable]:
+    def compile_steps(self, prefilled: PrefillResult, sampling: decode.Sampling | None) -> tuple[Callable, Callable]:
         """The two programs of a stream: the choice of a token, and the step that follows it."""
         vlm = self.vlm
         choose, choose_ms = _choose.compiled(prefilled.logits, sampling, np.int32(0))
@@ -353,8 +354,8 @@ class Run:
         marks = self.inputs.image_of_mark
         if len(marks) == len(self.inputs.pixel_values):
             return images
-        rung = 1 << (len(marks) - 1).bit_length()
-        images, ms, compile_ms = _take_images(images, np.pad(np.array(marks, np.int32), (0, rung - len(marks))))
+        index = np.pad(np.array(marks, np.int32), (0, rung(len(marks)) - len(marks)))
+        images, ms, compile_ms = _take_images(images, index)
         self.encode_ms, self.compile_ms = (self.encode_ms or 0.0) + ms, self.compile_ms + compile_ms
         return images
 
