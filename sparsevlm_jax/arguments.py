@@ -75,7 +75,8 @@ def path(name: str, value: Any) -> Path:
 
 def source(name: str, value: Any) -> str | Path:
     """A path, or a hub id."""
-    return str(path(name, value)) if isinstance(value, str) else path(name, value)
+    found = path(name, value)
+    return str(value) if isinstance(value, str) else found
 
 
 def dtype(name: str, value: Any) -> jnp.dtype:

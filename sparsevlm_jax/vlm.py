@@ -290,14 +290,14 @@ class Run:
         self.prefill_ms = self.compile_ms = 0.0
 
     def _say_what_is_spare(self) -> None:
-        """Warns of a budget above what a row with images has: nothing is pruned there."""
+        """Warns of a budget above what a row with images has."""
         number = getattr(self.sparsity.budget, "number", None) if self.sparsity else None
         if number is None:
             return
         for images in sorted(set(self.inputs.images_per_row) - {0}):
             wanted, there = number(images), images * self.vlm.config.tokens_per_image
             if wanted is not None and wanted > there:
-                message = f"a budget of {wanted} visual tokens prunes nothing of a prompt that has {there}"
+                message = f"a budget of {wanted} visual tokens is more than the {there} that a prompt has"
                 warnings.warn(message, stacklevel=4)
                 return
 
