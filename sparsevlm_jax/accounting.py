@@ -11,6 +11,7 @@ n tokens entering a layer · d model dim · m ffn
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from . import comparison
 from .models.clip import ClipVisionConfig
 from .models.llama import LlamaConfig
 from .models.llava import LlavaConfig
@@ -76,6 +77,19 @@ class Report:
     kv_bytes_dense: int
     stages: tuple[StageCost, ...]
     timing: Timing
+
+    def __repr__(self) -> str:
+        tokens = " ".join(map(str, dict.fromkeys(self.visual_tokens)))
+        return (
+            f"Report({self.method!r}: image tokens {tokens}, {self.mean_after_layers:.1f} after a layer; "
+            f"{self.flops / 1e9:.3g} of {self.flops_dense / 1e9:.3g} GFLOPs; prefill {self.timing.prefill_ms:.1f} ms)"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(comparison.table({self.method: self}))
+
+    def _repr_html_(self) -> str:
+        return comparison.html_table(self)
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""

@@ -14,12 +14,27 @@ from typing import Any
 import numpy as np
 
 from . import methods
-from .checks import LARGEST_SEED, Check, choice, each, exact, flag, having, optional, real, refusal, text, whole
+from .checks import (
+    LARGEST_SEED,
+    Check,
+    choice,
+    each,
+    entries_of,
+    exact,
+    flag,
+    having,
+    optional,
+    real,
+    refusal,
+    text,
+    whole,
+)
 from .models.attention import Implementation
 from .models.dtypes import float_dtype
 from .processing import ImageSource, Prompt
 from .sparsify import Share, SparsityConfig, parse_amount
 
+LONGEST_PATH = 4096  # bytes, as Linux has it
 THIRD = SparsityConfig.sparsevlm(tokens="1/3")
 
 
@@ -52,14 +67,15 @@ def path(name: str, value: Any) -> Path:
             written = os.fsencode(value)
         except Exception:  # __fspath__ is foreign code
             written = b""
-        if written and b"\0" not in written:
+        if written and b"\0" not in written and len(written) <= LONGEST_PATH:
             return Path(os.fsdecode(written))
     raise refusal(name, "a path", value)
 
 
 def source(name: str, value: Any) -> str | Path:
     """A path, or a hub id."""
-    return str(path(name, value)) if isinstance(value, str) else path(name, value)
+    found = path(name, value)
+    return str(value) if isinstance(value, str) else found
 
 
 def seeds(name: str, value: Any) -> int | tuple[int, ...]:
@@ -85,7 +101,6 @@ RULES: dict[str, Check] = {
     "seed": seeds,
     "source": optional(source),
     "sparsity": sparsity,
-    "stage": whole(0),
     "temperature": real("a finite number >= 0", lambda temperature: temperature >= 0),
     "top_k": whole(0),
     "top_p": real("a number above 0 and at most 1", lambda share: 0 < share <= 1),
@@ -103,33 +118,34 @@ def rows_of(prompt: Any, image: Any) -> tuple[list[Prompt], list[list[ImageSourc
     Raises:
         ValueError: no prompt, or a batch whose images are not one entry per prompt.
     """
-    prompts = prompt if isinstance(prompt, str) else _listed(prompt)
-    if prompts is None:
-        raise refusal("prompt", "a text, chat messages, or a list of either", prompt)
+    prompts = _text_or_list(prompt)
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
         return [prompts], [_as_list(image)], False
     if not prompts:
         raise ValueError("expected at least one prompt, got none")
-    if not isinstance(image, list | tuple):
+    prompts = [_text_or_list(entry) for entry in prompts]
+    entries = entries_of(image)
+    if entries is None:
         return prompts, [_as_list(image) for _ in prompts], True
-    if len(image) != len(prompts):
+    if len(entries) != len(prompts):
         raise ValueError(
-            f"expected one picture, or one entry of images for each of {len(prompts)} prompts, got {len(image)} entries"
+            f"expected a picture, or an entry of images for each of {len(prompts)} prompts, got {len(entries)} entries"
         )
-    return prompts, [_as_list(entry) for entry in image], True
+    return prompts, [_as_list(entry) for entry in entries], True
 
 
-def _listed(value: Any) -> list | None:
-    """The entries of a sequence; None of anything else."""
-    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview | range):
-        return None
+def _text_or_list(prompt: Any) -> Any:
+    """A prompt or a list of prompts: a text, or the entries of a sequence."""
+    if isinstance(prompt, str):
+        return prompt
     try:
-        return list(value)
+        if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview | range):
+            return list(prompt)
     except Exception:  # a sequence can be foreign code
-        return None
+        pass
+    raise refusal("prompt", "a text, chat messages, or a list of either", prompt)
 
 
 def _as_list(image: Any) -> list[ImageSource]:
-    if image is None:
-        return []
-    return list(image) if isinstance(image, list | tuple) else [image]
+    entries = entries_of(image)
+    return entries if entries is not None else [] if image is None else [image]

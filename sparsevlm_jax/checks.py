@@ -114,11 +114,20 @@ def each(check: Check, *, at_least: int = 0) -> Check:
     """A list or tuple of what `check` takes, as a tuple."""
 
     def of_all(name: str, value: Any) -> tuple:
-        if not isinstance(value, list | tuple) or len(value) < at_least:
+        entries = entries_of(value)
+        if entries is None or len(entries) < at_least:
             raise refusal(name, "a list" if not at_least else f"a list of at least {at_least}", value)
-        return tuple(check(f"{name}[{index}]", entry) for index, entry in enumerate(value))
+        return tuple(check(f"{name}[{index}]", entry) for index, entry in enumerate(entries))
 
     return of_all
+
+
+def entries_of(value: Any) -> list | None:
+    """What is in a list or tuple; None of anything else."""
+    try:
+        return list(value) if isinstance(value, list | tuple) else None
+    except Exception:  # a list's class can be foreign code
+        return None
 
 
 def part(kind: str, *attributes: str) -> Check:

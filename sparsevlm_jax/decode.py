@@ -36,8 +36,8 @@ def sampling(
 ) -> Sampling | None:
     """How `rows`, and so many of `padding`, draw; None at temperature 0. Options in the ranges that `generate` names.
 
-    A temperature that float32 does not hold becomes the nearest that it does, and draws what its limit draws: of equals
-    at the top, or of all alike.
+    Temperatures below 1e-30 and above 1e30 draw what their limits draw, the most likely token and all alike, and are
+    taken as these: float32 holds them and their reciprocals.
 
     Raises:
         ValueError: neither one seed nor one for each row.
@@ -48,9 +48,7 @@ def sampling(
     if temperature == 0:
         return None
     keys = jnp.stack([jax.random.key(s) for s in [*seeds, *[0] * padding]])
-    limits = jnp.finfo(jnp.float32)
-    divisor = jnp.float32(min(max(temperature, float(limits.tiny)), float(limits.max)))
-    return Sampling(keys, divisor, jnp.int32(top_k), jnp.float32(top_p))
+    return Sampling(keys, jnp.float32(min(max(temperature, 1e-30), 1e30)), jnp.int32(top_k), jnp.float32(top_p))
 
 
 class Generated(NamedTuple):

@@ -45,4 +45,9 @@ def short(value: object) -> str:
         text = " ".join(_Short().repr(value).split())
     except Exception:  # a repr is foreign code
         text = f"<{type(value).__name__}>"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """A text, cut at `SHOWN` characters."""
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .trace import SparsityTrace, members
+from .arguments import checked
+from .checks import each, whole
+from .trace import SparsityTrace, members, valid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +69,8 @@ def compare(traces: Sequence[SparsityTrace], answers: Sequence[str] = ()) -> "Fi
         ValueError: no trace, a trace without image, or pictures that differ.
     """
     _check(traces)
+    if len(checked(answers=answers)) not in (0, len(traces)):
+        raise ValueError(f"expected an answer for each of {len(traces)} traces, got {len(answers)}")
     if any(not np.array_equal(trace.images, traces[0].images) for trace in traces):
         raise ValueError("expected traces of one picture, got different pictures")
     figure = _figure(3.1 * (len(traces) + 1), 4.0)
@@ -84,6 +88,7 @@ def compare(traces: Sequence[SparsityTrace], answers: Sequence[str] = ()) -> "Fi
 
 def kept_picture(trace: SparsityTrace, stage: int) -> Float[np.ndarray, "height width 3"]:
     """The picture after `stage`: kept patches as they are, recycled ones tinted by their cluster, the dropped faded."""
+    _check([trace], stage)
     record, behind = trace.stages[stage], members(trace, stage)
     patches = _patches(_picture(trace), trace)
     shown = 1 - (1 - patches) * _FADE
@@ -98,6 +103,7 @@ def kept_picture(trace: SparsityTrace, stage: int) -> Float[np.ndarray, "height 
 
 def score_map(trace: SparsityTrace, stage: int) -> Float[np.ndarray, "rows columns"]:
     """Scores on the patch grid; a merged token's score on all its patches, NaN where nothing is left."""
+    _check([trace], stage)
     record = trace.stages[stage]
     values = np.full(trace.visual_tokens[0], np.nan)
     for score, patches in zip(record.scores, members(trace, stage), strict=True):
@@ -106,11 +112,11 @@ def score_map(trace: SparsityTrace, stage: int) -> Float[np.ndarray, "rows colum
     return np.concatenate(values.reshape(-1, rows, columns), axis=1)
 
 
-def _check(traces: Sequence[SparsityTrace]) -> None:
-    if not traces:
-        raise ValueError("expected at least one trace, got none")
+def _check(traces: Sequence[SparsityTrace], stage: int = 0) -> None:
+    each(valid, at_least=1)("traces", traces)
     if any(not trace.stages for trace in traces):
         raise ValueError("a trace without pruning stages has nothing to show: its prompt had no image")
+    whole(0, min(len(trace.stages) for trace in traces) - 1)("stage", stage)
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -8,22 +8,24 @@
 Everything underneath is pure and jitted; here are the checks, the padding, the clocks.
 """
 
+import html
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32
 
 from . import accounting, decode
 from .accounting import Report, Timing
 from .arguments import THIRD, checked, rows_of
-from .batching import Batch, assemble, new_tokens_bucket
+from .batching import Batch, assemble, new_tokens_bucket, rung
 from .bucketed import prefill_bucketed
-from .decode import Sampling
+from .errors import short
 from .models.attention import Implementation, choose_implementation
 from .models.dtypes import compute_dtype
 from .models.llava import EncodedImages, LlavaConfig, encode
@@ -31,15 +33,23 @@ from .prefill import PrefillInputs, PrefillResult, prefill
 from .processing import ImageSource, ProcessedInputs, Processor, Prompt
 from .programs import Program
 from .sources import load_checkpoint
-from .sparsify import Recycle, SparsityConfig, StagePlan
+from .sparsify import Amount, Recycle, SparsityConfig, StagePlan
+
+
+def _take(images: EncodedImages, index: Int32[np.ndarray, " M"]) -> EncodedImages:
+    """Images by their numbers."""
+    return jax.tree.map(lambda field: field[index], images)
+
 
 _encode = Program(encode, static=("config", "implementation", "context", "merging"))
+_take_images = Program(_take, static=())
 _prefill = Program(prefill, static=("config", "sparsity", "bucket", "implementation", "new_tokens", "trace"))
 _decode = Program(decode.generate, static=("config", "implementation", "buffer"), donate=(2,))
 _step = Program(decode.decode_step, static=("config", "implementation"), donate=(1,))
 _choose = Program(decode.choose, static=())
 
-Images = ImageSource | Sequence[ImageSource] | None
+Images: TypeAlias = ImageSource | Sequence[ImageSource] | None
+Sparsity: TypeAlias = SparsityConfig | Amount | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,15 @@ class VLM:
     def dtype(self) -> jnp.dtype:
         return self.params["language_model"]["embed_tokens"]["embedding"].dtype
 
+    def __repr__(self) -> str:
+        size, text = sum(leaf.size for leaf in jax.tree.leaves(self.params)), self.config.text
+        device = ", ".join(sorted(f"{d.platform}:{d.id}" for d in jax.tree.leaves(self.params)[0].devices()))
+        return (
+            f"VLM({self.name!r}: {size / 1e6:,.1f} M parameters, {text.num_hidden_layers} layers of width "
+            f"{text.hidden_size}, {self.config.tokens_per_image} tokens an image, {self.dtype.name} on {device}, "
+            f"attention {self.implementation!r})"
+        )
+
 
 class Output(NamedTuple):
     """An answer: its text, its token ids (end-of-sequence included), and what it cost."""
@@ -67,6 +86,15 @@ class Output(NamedTuple):
     text: str
     tokens: np.ndarray
     report: Report
+
+    def __repr__(self) -> str:
+        return f"Output({short(self.text)}, {len(self.tokens)} tokens, {self.report!r})"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.text)}</p>{self.report._repr_html_()}"
 
 
 def load(
@@ -103,9 +131,36 @@ def load(
         source = CHECKPOINT
     checkpoint = load_checkpoint(source, dtype=dtype, vision_tower=vision_tower)
     processor = Processor.from_folder(checkpoint.folder, checkpoint.config, pad_to_square=pad_to_square)
-    chosen = attention or choose_implementation(dtype, head_dim=checkpoint.config.text.head_dim, platform=platform)
+    head_dim = checkpoint.config.text.head_dim
+    chosen = choose_implementation(dtype, head_dim=head_dim, platform=platform)
+    if attention == "cudnn" != chosen:
+        raise ValueError(
+            "attention 'cudnn' needs a GPU, half precision and a head dim that is a multiple of 8 up to 128, "
+            f"got {platform}, {dtype.name} and {head_dim}"
+        )
     config = replace(checkpoint.config, eos_token_ids=processor.eos_token_ids)  # as generation_config.json has it
-    return VLM(config, checkpoint.params, processor, chosen, str(source))
+    return VLM(config, checkpoint.params, processor, attention or chosen, str(source))
+
+
+class Options(TypedDict, total=False):
+    """The options of `generate`, for type checkers."""
+
+    sparsity: Sparsity
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | Sequence[int]
+
+
+@overload
+def generate(vlm: VLM, prompt: Prompt, image: Images = None, **options: Unpack[Options]) -> Output: ...
+
+
+@overload
+def generate(
+    vlm: VLM, prompt: Sequence[Prompt], image: Images | Sequence[Images] = None, **options: Unpack[Options]
+) -> list[Output]: ...
 
 
 def generate(
@@ -113,21 +168,23 @@ def generate(
     prompt: Prompt | Sequence[Prompt],
     image: Images | Sequence[Images] = None,
     *,
-    sparsity: SparsityConfig | None = THIRD,
+    sparsity: Sparsity = THIRD,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
-) -> Any:
+) -> Output | list[Output]:
     """Answers one prompt (an `Output`) or a batch of them (a list of `Output`), each as if it were alone.
 
     Args:
         prompt: a question, or chat messages in the Hugging Face form ([{"role": ..., "content": ...}]); or a list of
             either.
-        image: for one prompt an image (path, bytes, PIL, array), several, or None; for a list of prompts a list with
-            one such entry per prompt. Images go where the prompt has `<image>`, else in front.
-        sparsity: the pruning method; None runs dense.
+        image: for one prompt an image (path, bytes, PIL, array), several in a list, or None; for a list of prompts a
+            list with one such entry per prompt, or one image, which every prompt is about and which is read and encoded
+            once. Images go where the prompt has `<image>`, else in front.
+        sparsity: the pruning method: a config, a method's name (at a third of the tokens), or the number or share of
+            tokens that SparseVLM keeps (64, "1/3"); None runs dense.
         max_new_tokens: at most that many tokens; the answer ends earlier at an end-of-sequence token.
         temperature: 0 takes the most likely token; otherwise tokens are drawn, from the `top_k` most likely (0: all),
             of those from the fewest that reach probability `top_p`.
@@ -137,6 +194,9 @@ def generate(
         ValueError: a prompt without words, marks that do not match the images, a budget the model cannot meet, a
             prompt longer than the model's positions, options out of range.
         OSError: an image file that cannot be read.
+
+    Warns:
+        UserWarning: the budget is above the visual tokens that there are, or above its own capacity.
     """
     options = checked(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     run = Run(vlm, prompt, image, sparsity, max_new_tokens)
@@ -173,7 +233,7 @@ def stream(
     prompt: Prompt,
     image: Images = None,
     *,
-    sparsity: SparsityConfig | None = THIRD,
+    sparsity: Sparsity = THIRD,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -208,35 +268,36 @@ def stream(
 class Run:
     """One call: inputs checked and padded, then prefilled; keeps the clocks."""
 
-    def __init__(self, vlm: VLM, prompt: Any, image: Any, sparsity: SparsityConfig | None, max_new_tokens: int):
-        vlm, sparsity, max_new_tokens = checked(vlm=vlm, sparsity=sparsity, max_new_tokens=max_new_tokens)
-        self.vlm: VLM = vlm
-        self.sparsity: SparsityConfig | None = sparsity
-        self.new_tokens: int = max_new_tokens
+    vlm: VLM
+    sparsity: SparsityConfig | None
+    new_tokens: int
+
+    def __init__(self, vlm: VLM, prompt: Any, image: Any, sparsity: Sparsity, max_new_tokens: int):
+        self.vlm, self.sparsity, self.new_tokens = checked(vlm=vlm, sparsity=sparsity, max_new_tokens=max_new_tokens)
         prompts, images, self.is_batch = rows_of(prompt, image)
         self.inputs: ProcessedInputs = vlm.processor(prompts, images)
-        self.batch: Batch = assemble(self.inputs, vlm.config, new_tokens=max_new_tokens)
-        if sparsity and sparsity.size_aware and vlm.implementation != "xla":
+        self.batch: Batch = assemble(self.inputs, vlm.config, new_tokens=self.new_tokens)
+        if self.sparsity and self.sparsity.size_aware and vlm.implementation != "xla":
             raise ValueError(
                 f"tokens that count their size need attention 'xla' (load(..., attention='xla')), "
                 f"this model has {vlm.implementation!r}"
             )
         depth = vlm.config.text.num_hidden_layers
-        self.plans: tuple[StagePlan, ...] = sparsity.plan(depth, self.batch.bucket) if sparsity else ()
+        self.plans: tuple[StagePlan, ...] = self.sparsity.plan(depth, self.batch.bucket) if self.sparsity else ()
         self._say_what_is_spare()
         self.ran = self.plans  # bucketed prefill plans anew, by the counts it finds
         self.encode_ms: float | None = None
         self.prefill_ms = self.compile_ms = 0.0
 
     def _say_what_is_spare(self) -> None:
-        """Warns of a budget above what a row with images has: nothing is pruned there."""
+        """Warns of a budget above what a row with images has."""
         number = getattr(self.sparsity.budget, "number", None) if self.sparsity else None
         if number is None:
             return
         for images in sorted(set(self.inputs.images_per_row) - {0}):
             wanted, there = number(images), images * self.vlm.config.tokens_per_image
             if wanted is not None and wanted > there:
-                message = f"a budget of {wanted} visual tokens prunes nothing of a prompt that has {there}"
+                message = f"a budget of {wanted} visual tokens is more than the {there} that a prompt has"
                 warnings.warn(message, stacklevel=4)
                 return
 
@@ -259,6 +320,7 @@ class Run:
                 merging=self.sparsity.merging if self.sparsity else None,
             )
             self.compile_ms += compile_ms
+            images = self._of_marks(images)
         static: dict[str, Any] = dict(
             config=vlm.config,
             sparsity=self.sparsity,
@@ -286,6 +348,16 @@ class Run:
         advance, advance_ms = _step.compiled(vlm.params, prefilled.state, token, **static)
         self.compile_ms += choose_ms + advance_ms
         return choose, advance
+
+    def _of_marks(self, images: EncodedImages) -> EncodedImages:
+        """An image for each mark, as prefill wants them, where one that was encoded once is shown several times."""
+        marks = self.inputs.image_of_mark
+        if len(marks) == len(self.inputs.pixel_values):
+            return images
+        index = np.pad(np.array(marks, np.int32), (0, rung(len(marks)) - len(marks)))
+        images, ms, compile_ms = _take_images(images, index)
+        self.encode_ms, self.compile_ms = (self.encode_ms or 0.0) + ms, self.compile_ms + compile_ms
+        return images
 
     def timing(self, decode_ms: float | None, compile_ms: float) -> Timing:
         return Timing(self.encode_ms, self.prefill_ms, decode_ms, self.compile_ms + compile_ms)

@@ -50,7 +50,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def assert_refused(vlm: sv.VLM, message: str, **arguments: Any) -> None:
+def assert_refused(vlm: sv.VLM, message: str, /, **arguments: Any) -> None:
     """An error of ours, with that message, raised in our own code and not inside numpy, Pillow or JAX."""
     with pytest.raises((ValueError, OSError), match=message) as caught:
         sv.generate(**{"vlm": vlm, "prompt": "What is it?", "max_new_tokens": 2, **arguments})
@@ -167,7 +167,7 @@ def test_a_budget_of_too_few_tokens_is_refused_or_met(vlm, tokens):
 def test_a_budget_above_what_there_is_prunes_nothing_and_says_so_once(vlm, method):
     config = methods.create(method, 17)
     options: Any = dict(sparsity=config, max_new_tokens=2)
-    with pytest.warns(UserWarning, match="17 visual tokens prunes nothing of a prompt that has 16") as said:
+    with pytest.warns(UserWarning, match="17 visual tokens is more than the 16 that a prompt has") as said:
         outs = sv.generate(vlm, ["What is it?", "Where?", "No picture?"], [PHOTO, PHOTO, None], **options)
     assert len(said) == 1 and said[0].filename == __file__
     assert outs[0].report.visual_tokens == (16,) * 4

@@ -1,5 +1,10 @@
 """A trace says what prefill did, survives its file, and knows which patches are behind a merged token."""
 
+import json
+import pickle
+import traceback
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -69,11 +74,116 @@ def test_a_saved_trace_comes_back_equal(tmp_path, trace):
     assert again.report["mean_after_layers"] == trace.report["mean_after_layers"]
 
 
-def test_a_file_that_is_no_trace_is_refused_by_name(tmp_path):
-    for name, content in {"noise.npz": b"not a zip", "empty.npz": b""}.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name):
-            sv.load_trace(tmp_path / name)
+def parts_of(path) -> dict[str, Any]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def saved(trace, tmp_path_factory):
+    return sv.save_trace(tmp_path_factory.mktemp("traces") / "street.npz", trace)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def refuse(path) -> None:
+    """An error of this library that names the file."""
+    with pytest.raises(ValueError, match=f"{path.name} is not a saved trace: .") as caught:
+        sv.load_trace(path)
+    assert len(str(caught.value)) < 500 and not isinstance(caught.value, UnicodeError)
+    assert "sparsevlm_jax" in traceback.extract_tb(caught.value.__traceback__)[-1].filename
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04" + bytes(50), pickle.dumps(Bomb()), b"\x93NUMPY"])
+def test_a_file_that_is_no_trace_is_refused_by_name(tmp_path, content):
+    (tmp_path / "noise.npz").write_bytes(content)
+    refuse(tmp_path / "noise.npz")
+
+
+def test_other_arrays_and_pickled_objects_are_refused(tmp_path, saved):
+    np.save(tmp_path / "one.npy", np.zeros(3))
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="not a saved trace"):
-        sv.load_trace(tmp_path / "other.npz")
+    objects = np.empty(1, object)
+    objects[0] = Bomb()
+    np.savez(tmp_path / "objects.npz", **{**parts_of(saved), "header": objects})
+    for name in ("one.npy", "other.npz", "objects.npz"):
+        refuse(tmp_path / name)
+    with pytest.raises(OSError, match="nowhere"):
+        sv.load_trace(tmp_path / "nowhere.npz")
+    with pytest.raises(ValueError, match="no regular file"):
+        sv.load_trace("/dev/zero")
+
+
+def test_a_damaged_file_is_refused_or_what_it_was(tmp_path, saved, trace):
+    data, rng = saved.read_bytes(), np.random.default_rng(0)
+    path = tmp_path / "damaged.npz"
+    for step in range(120):
+        damaged = bytearray(data)
+        if step % 3:
+            damaged[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        else:
+            del damaged[rng.integers(len(data)) :]
+        path.write_bytes(bytes(damaged))
+        try:
+            again = sv.load_trace(path)
+        except ValueError as error:
+            assert "damaged.npz is not a saved trace" in str(error)
+        else:  # zip checks its contents; what is not checked does not matter
+            assert np.array_equal(again.images, trace.images) and again.report == json.loads(json.dumps(trace.report))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("is_rater", np.zeros(2, bool)),
+        ("relevance", np.zeros((2, 2))),
+        ("images", np.zeros((2, 56, 56, 3))),
+        ("images", np.zeros((1, 56, 56, 3), np.uint8)),
+        ("images", np.zeros((2, 56, 56), np.uint8)),
+        ("visual_tokens", np.zeros(0, int)),
+        ("stages.0.kept", np.array([99])),
+        ("stages.0.kept", np.array([-1])),
+        ("stages.0.kept", np.array([0.5])),
+        ("stages.0.cluster", np.array([0])),
+        ("stages.0.scores", np.array(["a"])),
+        ("stages.1.origin", np.arange(3)),
+        ("stages.1.centers", np.array([10**6])),
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, saved, part, value):
+    np.savez(tmp_path / "wrong.npz", **{**parts_of(saved), part: value})
+    refuse(tmp_path / "wrong.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other-1"},
+        {"format": None},
+        {"method": 5},
+        {"tokens": [1]},
+        {"tokens": "ab"},
+        {"grid": [4]},
+        {"grid": [4, "4"]},
+        {"grid": [0, 4]},
+        {"layers": 3},
+        {"layers": ["a", "b"]},
+        {"layers": [0, 1, 2, 3, 4, 5, 6, 7]},
+        {"report": None},
+        {"report": {}},
+        {"report": {"paper_macs": "a"}},
+    ],
+    ids=str,
+)
+def test_headers_of_other_kinds_are_refused(tmp_path, saved, change):
+    parts = parts_of(saved)
+    header = {**json.loads(str(parts["header"])), **change}
+    np.savez(tmp_path / "header.npz", **{**parts, "header": np.array(json.dumps(header))})
+    refuse(tmp_path / "header.npz")
+    for header in ("[]", "{}", "null", "{", "1" * 10_000):
+        np.savez(tmp_path / "header.npz", **{**parts, "header": np.array(header)})
+        refuse(tmp_path / "header.npz")

@@ -42,7 +42,7 @@ class SimilarityThenAttention:
 @method
 def dense(tokens: Amount = 192) -> None:
     """Every token in every layer; the budget is ignored."""
-    del tokens
+    parse_amount(tokens)
 
 
 @method

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import CheckpointError, CheckpointWarning
+from ..errors import CheckpointError, CheckpointWarning, short
 from ..jsonfile import read_json
-from .shown import shown
 
 #: Fields that change the tokens, and their value in `transformers` where the file does not say.
 DEFAULTS: Final[dict[str, Any]] = {
@@ -109,7 +108,7 @@ def left_out_of(settings: Mapping[str, Any]) -> list[str]:
         counting |= BEAMS
     known = DEFAULTS.keys() | SAMPLING.keys() | BEAMS.keys() | SILENT
     return [
-        f"{shown(name).strip(chr(39))} = {shown(value)}"
+        f"{short(name).strip(chr(39))} = {short(value)}"
         for name, value in settings.items()
         if (name in counting and value is not None and value != counting[name]) or name not in known
     ]
@@ -118,5 +117,5 @@ def left_out_of(settings: Mapping[str, Any]) -> list[str]:
 def _token_ids(value: Any, path: Path) -> tuple[int, ...]:
     ids = tuple(value) if isinstance(value, list) else () if value is None else (value,)
     if not all(type(token) is int for token in ids):
-        raise CheckpointError(f"{path}: eos_token_id = {shown(value)}, expected the ids of tokens")
+        raise CheckpointError(f"{path}: eos_token_id = {short(value)}, expected the ids of tokens")
     return ids

@@ -15,7 +15,7 @@ import urllib.request
 from http.client import HTTPException
 from typing import Any, BinaryIO, Final
 
-from .shown import cut, shown
+from ..errors import cut, short
 
 #: A file, download or stream larger than this is refused: 256 MiB.
 MAX_BYTES: Final = 1 << 28
@@ -25,10 +25,6 @@ TIMEOUT: Final = 20.0
 
 class ImageError(ValueError):
     """A source that is no readable picture. The message names the source and says what is wrong with it."""
-
-
-class ImageTypeError(ImageError, TypeError):
-    """A source of a type that is never a picture."""
 
 
 def from_address(address: str, *, allow_http: bool = False) -> tuple[BinaryIO, str]:
@@ -101,7 +97,7 @@ def _data(address: str) -> bytes:
     """RFC 2397: `data:image/png;base64,...`."""
     header, comma, body = address.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise ImageError(f"expected a URL of the form data:image/png;base64,..., got {shown(address)}")
+        raise ImageError(f"expected a URL of the form data:image/png;base64,..., got {short(address)}")
     if len(body) > MAX_BYTES // 3 * 4 + 4:
         raise ImageError(f"the given data URL has {len(body)} characters, more than {MAX_BYTES} bytes are not read")
     try:

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from .image_bytes import MAX_BYTES, ImageError, ImageTypeError, from_address, from_stream
-from .shown import cut
+from ..errors import cut, short
+from .image_bytes import MAX_BYTES, ImageError, from_address, from_stream
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | jax.Array
 
@@ -51,9 +51,8 @@ def open_image(source: ImageSource, *, allow_http: bool = False, max_pixels: int
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
-        ImageError: not an image, truncated, too many pixels or bytes, no regular file, or a kind of pixels that has no
-            defined brightness.
-        ImageTypeError: `source` is none of the above; a TypeError, too.
+        ImageError: none of the above, not an image, truncated, too many pixels or bytes, no regular file, or a kind of
+            pixels that has no defined brightness.
     """
     if isinstance(source, Image.Image):
         return _given(source, max_pixels)
@@ -63,16 +62,23 @@ def open_image(source: ImageSource, *, allow_http: bool = False, max_pixels: int
         if len(source) > MAX_BYTES:
             raise ImageError(f"the given {len(source)} bytes are more than the {MAX_BYTES} that are read")
         return _decode(io.BytesIO(source), f"the given {len(source)} bytes", max_pixels)
-    if isinstance(source, str | os.PathLike):
-        stream, name = from_address(os.fsdecode(source), allow_http=allow_http)
-    elif callable(getattr(source, "read", None)):
-        stream, name = from_stream(source)
-    else:
-        raise ImageTypeError(
-            f"expected a path, bytes, an open file, a PIL image or a uint8 array as image, got {type(source).__name__}"
-        )
+    stream, name = _opened(source, allow_http)
     with stream:
         return _decode(stream, name, max_pixels)
+
+
+def _opened(source: ImageSource, allow_http: bool) -> tuple[BinaryIO, str]:
+    """A path, URL or open file, as a stream and its name."""
+    try:
+        address = os.fsdecode(source) if isinstance(source, str | os.PathLike) else None
+        reads = address is None and callable(getattr(source, "read", None))
+    except Exception:  # __fspath__ and __getattr__ are foreign code
+        address, reads = None, False
+    if address is None and not reads:
+        raise ImageError(
+            f"expected a path, bytes, an open file, a PIL image or a uint8 array as image, got {short(source)}"
+        )
+    return from_stream(source) if address is None else from_address(address, allow_http=allow_http)
 
 
 def _given(image: Image.Image, max_pixels: int) -> Image.Image:

@@ -16,25 +16,27 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32
 
+from ..errors import short
 from ..models.llava import LlavaConfig
 from .files import read_pixel_config, read_template
 from .generation_config import read_generation_config
 from .images import ImageSource, open_image
 from .pixels import PixelConfig, preprocess
 from .prompts import IMAGE_MARK, LLAVA_1_5, Prompt, PromptError, read_prompt, read_raw, render
-from .shown import shown
 from .tokenizer import TextTokenizer, read_tokenizer
 
 
 class ProcessedInputs(NamedTuple):
-    """A batch before padding. Row i owns the next `images_per_row[i]` of the images.
+    """A batch before padding. Row i owns the next `images_per_row[i]` of the marks.
 
     `input_ids`: one int32 array per row, each image mark expanded to `tokens_per_image` times the image token's id.
+    `image_of_mark`: which of the images each mark shows; an object that was given for several marks is one image.
     """
 
     input_ids: list[Int32[np.ndarray, " L"]]
     pixel_values: Float[np.ndarray, "I 3 H W"]
     images_per_row: tuple[int, ...]
+    image_of_mark: tuple[int, ...]
 
 
 class Processor:
@@ -107,6 +109,10 @@ class Processor:
             allow_http=allow_http,
         )
 
+    def __repr__(self) -> str:
+        kind, (height, width) = type(self.tokenizer).__name__, self.pixels.crop_size
+        return f"Processor({kind} of {len(self.tokenizer)} tokens, images of {height} x {width} pixels)"
+
     def __call__(
         self, prompts: Sequence[Prompt], images: Sequence[Sequence[ImageSource]] | None = None, *, raw: bool = False
     ) -> ProcessedInputs:
@@ -122,20 +128,23 @@ class Processor:
             ImageError, OSError: a picture that cannot be read.
         """
         if not isinstance(prompts, list | tuple):
-            given = "one text" if isinstance(prompts, str) else shown(prompts)
+            given = "one text" if isinstance(prompts, str) else short(prompts)
             raise PromptError(f"expected a list of prompts and as many lists of images, got {given}")
         images = [()] * len(prompts) if images is None else images
         if not isinstance(images, list | tuple) or not all(isinstance(row, list | tuple) for row in images):
-            raise PromptError(f"expected a list of images for each prompt, got {shown(images)}")
+            raise PromptError(f"expected a list of images for each prompt, got {short(images)}")
         if len(prompts) != len(images):
             raise PromptError(
                 f"expected a list of prompts and as many lists of images, got {len(prompts)} prompts and {len(images)}"
             )
         rows = [self._read_row(prompt, row, raw) for prompt, row in zip(prompts, images, strict=True)]
+        of_marks = [image for _, row in rows for image in row]
+        distinct = {id(image): image for image in of_marks}
         return ProcessedInputs(
             input_ids=[self.encode(text) for text, _ in rows],
-            pixel_values=self.encode_images([image for _, row in rows for image in row]),
+            pixel_values=self.encode_images(list(distinct.values())),
             images_per_row=tuple(len(row) for _, row in rows),
+            image_of_mark=tuple(list(distinct).index(id(image)) for image in of_marks),
         )
 
     def encode(self, text: str) -> Int32[np.ndarray, " L"]:

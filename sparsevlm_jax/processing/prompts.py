@@ -7,8 +7,8 @@ so that a picture never goes unseen and the literal text `<image>` never stands 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from ..errors import short
 from .images import ImageSource
-from .shown import shown
 from .templates import TemplateError, render_template, wants_parts
 
 Message: TypeAlias = Mapping[str, Any]
@@ -71,7 +71,7 @@ def read_prompt(prompt: Prompt, images: Sequence[ImageSource] = ()) -> Conversat
         PromptError: no words to answer, a malformed message, or marks that are not as many as the images.
     """
     if not isinstance(prompt, list | tuple | str):
-        raise PromptError(f"expected a question (a text) or a list of chat messages as prompt, got {shown(prompt)}")
+        raise PromptError(f"expected a question (a text) or a list of chat messages as prompt, got {short(prompt)}")
     question = {"role": "user", "content": prompt}
     messages = [_read_message(message) for message in ([question] if isinstance(prompt, str) else prompt)]
     if not messages or messages[-1]["role"] != "user":
@@ -113,7 +113,7 @@ def read_raw(prompt: Prompt, images: Sequence[ImageSource] = ()) -> str:
         PromptError: as `read_prompt`.
     """
     if not isinstance(prompt, str):
-        raise PromptError(f"a raw prompt is one text; messages need the chat template, got {shown(prompt)}")
+        raise PromptError(f"a raw prompt is one text; messages need the chat template, got {short(prompt)}")
     conversation = read_prompt(prompt, images)
     return "".join(part.get("text", IMAGE_MARK + "\n") for part in _parts(conversation.messages))
 
@@ -121,12 +121,12 @@ def read_raw(prompt: Prompt, images: Sequence[ImageSource] = ()) -> str:
 def _read_message(message: Any) -> dict[str, Any]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise PromptError(f"expected a message with a role of {', '.join(ROLES)}, got {shown(message)}")
+        raise PromptError(f"expected a message with a role of {', '.join(ROLES)}, got {short(message)}")
     content = message.get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list | tuple):
-        raise PromptError(f"expected a message's content to be a text or a list of parts, got {shown(content)}")
+        raise PromptError(f"expected a message's content to be a text or a list of parts, got {short(content)}")
     return {"role": str(role), "content": [_read_part(part) for part in content]}
 
 
@@ -143,7 +143,7 @@ def _read_part(part: Any) -> dict[str, Any]:
         url = url.get("url") if isinstance(url, Mapping) else url
         if isinstance(url, str):
             return {"type": "image", "image": url}
-    raise PromptError(f"expected a part of type 'text', with its text, 'image' or 'image_url', got {shown(part)}")
+    raise PromptError(f"expected a part of type 'text', with its text, 'image' or 'image_url', got {short(part)}")
 
 
 def _checked_text(text: str) -> str:

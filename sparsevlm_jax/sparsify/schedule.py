@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..checks import each, real, refusal, settle, whole
+from ..checks import each, entries_of, real, refusal, settle, whole
 from .recycle import Rest
 
 _ANCHOR_TOKENS, _ANCHOR_LAYERS, _ANCHOR_DEPTH = 576, (2, 6, 15), 32
@@ -40,9 +40,10 @@ class Curve(Protocol):
 def _schedule(name: str, value: Any) -> tuple[int, tuple[int, ...]]:
     """A nominal budget and the tokens kept after each of the anchored layers."""
     expected = f"a number of tokens and the {len(_ANCHOR_LAYERS)} that are kept"
-    if not isinstance(value, list | tuple) or len(value) != 2:
+    entries = entries_of(value)
+    if entries is None or len(entries) != 2:
         raise refusal(name, expected, value)
-    tokens, kept = whole(1)(name, value[0]), each(whole(0))(name, value[1])
+    tokens, kept = whole(1)(name, entries[0]), each(whole(0))(name, entries[1])
     if len(kept) != len(_ANCHOR_LAYERS):
         raise refusal(name, expected, value)
     return tokens, kept
