@@ -3,7 +3,7 @@
 from .config import read_config
 from .export import export_hf
 from .files import has_weights
-from .load import describe, external_tower, read_params
+from .load import describe, external_tower, read_params, settle_head
 from .random_weights import write_random_checkpoint
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "has_weights",
     "read_config",
     "read_params",
+    "settle_head",
     "write_random_checkpoint",
 ]

@@ -5,6 +5,8 @@ one tensor above the parameters, whatever the size of a shard.
 """
 
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,13 @@ import numpy as np
 
 from sparsevlm_jax import progress
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, abstract_params
 from sparsevlm_jax.trees import flatten, nest
 
-from .config import is_original, read_config
+from .config import read_config
 from .files import open_weights
-from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, is_ignored, layout_of
+from .kinds import is_original, read_llava_json
+from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, layout_of
 from .tensors import StoredTensor, is_finite
 
 _TOWER = "vision_tower"
@@ -40,7 +42,7 @@ def read_params(
     Args:
         folder: holds the weights: safetensors or `.bin`, in one file or in shards with an index.
         config: the model they must be, exactly.
-        vision_tower: CLIP's own folder, for an original checkpoint without a tower.
+        vision_tower: CLIP's own folder, for an original checkpoint without a tower; one that has a tower uses that.
         without: top-level parts (such as "vision_tower") that are neither expected nor read.
         dtype: what the parameters become; None keeps each as it is on disk (float64 becomes float32).
         sharding: one sharding for all, or a tree of them shaped like the parameters; None is the default device.
@@ -71,45 +73,87 @@ def read_params(
 
 def external_tower(folder: str | Path) -> str | None:
     """The name of the vision tower that an original checkpoint expects to find elsewhere; None if it needs none."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_llava_json(folder)
     name = config.get("mm_vision_tower")
     if not is_original(config) or not isinstance(name, str):
         return None
-    return None if any("vision_tower." in tensor for tensor in open_weights(folder)) else name
+    return None if _has_tower(open_weights(folder)) else name
 
 
-def describe(folder: str | Path) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
-    """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read."""
-    original = is_original(read_json(Path(folder) / "config.json"))
-    tensors = open_weights(folder)
-    stored = [(t.shape, str(t.dtype)) for name, t in tensors.items() if not is_ignored(name, LLAVA_IGNORED)]
-    return "original" if original else "huggingface", layout_of(tensors), stored, read_config(folder)
+def describe(
+    folder: str | Path, *, vision_tower: str | Path | None = None
+) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
+    """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read. An original
+    checkpoint's vision tower may lie in a folder of its own."""
+    kind = "original" if is_original(read_llava_json(folder)) else "huggingface"
+    config = read_config(folder, vision_tower=vision_tower)
+    tensors = open_weights(folder, ignored=LLAVA_IGNORED)
+    return kind, layout_of(tensors), [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()], config
 
 
 def _plan(
     folder: Path, config: LlavaConfig, vision_tower: str | Path | None, without: tuple[str, ...]
 ) -> tuple[dict[str, tuple[int, ...]], list[Group]]:
     """Every parameter to fill, and the tensors to fill them from."""
-    tensors = open_weights(folder)
-    tower = {} if vision_tower is None else open_weights(vision_tower)
+    tensors = open_weights(folder, ignored=LLAVA_IGNORED)
+    tower = {}
+    if vision_tower is not None and not _has_tower(tensors):
+        tower = open_weights(vision_tower, ignored=CLIP_IGNORED)
     layers = config.text.num_hidden_layers + (0 if _TOWER in without else config.vision.num_hidden_layers)
     if layers > len(tensors) + len(tower):  # before a tree of that many layers is built
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")
     tree = {part: leaves for part, leaves in abstract_params(config, jnp.float32).items() if part not in without}
     targets = {name: leaf.shape for name, leaf in flatten(tree).items()}
     if config.text.tie_word_embeddings:
-        tensors = _without_tied_head(folder, tensors)
-    return targets, [Group(tensors), Group(tower, CLIP, CLIP_IGNORED)]
+        tensors = _tied(folder, tensors)
+    return targets, [Group(tensors), Group(tower, CLIP)]
 
 
-def _without_tied_head(folder: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Drops the copy of a tied embedding that some writers save as `lm_head`, once it is known to be a copy."""
-    head = {name: tensor for name, tensor in tensors.items() if name.endswith("lm_head.weight")}
-    embeddings = [tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
-    for name, tensor in head.items():
-        if not embeddings or not np.array_equal(tensor.open(), embeddings[0].open()):
-            raise CheckpointError(f"{folder}: the config ties the embeddings, but {name!r} differs from them")
-    return {name: tensor for name, tensor in tensors.items() if name not in head}
+def _has_tower(names: Iterable[str]) -> bool:
+    return any("vision_tower." in name for name in names)
+
+
+def settle_head(folder: str | Path, config: LlavaConfig) -> LlavaConfig:
+    """The config with its embeddings tied or not as the weights have them.
+
+    A head that is stored beside the embeddings that it is tied to, and differs from them, is a head of its own: so
+    `transformers` 5 has it (`PreTrainedModel.tie_weights`).
+
+    Warns:
+        CheckpointWarning: the config ties what the weights do not.
+    """
+    if not config.text.tie_word_embeddings or not _differ(
+        *_head_and_embedding(open_weights(folder, ignored=LLAVA_IGNORED))
+    ):
+        return config
+    message = f"{folder}: the config ties the head to the embeddings, but the weights of both differ: they stay apart"
+    warnings.warn(message, CheckpointWarning, stacklevel=2)
+    return replace(config, text=replace(config.text, tie_word_embeddings=False))
+
+
+def _tied(folder: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Leaves one of a tied head and its embedding: a writer may save both, or the head alone."""
+    head, embedding = _head_and_embedding(tensors)
+    if head is None:
+        return tensors
+    if embedding is None:
+        return {"model.embed_tokens.weight" if tensor is head else name: tensor for name, tensor in tensors.items()}
+    if _differ(head, embedding):
+        raise CheckpointError(f"{folder}: the config ties the embeddings, but the head differs from them")
+    return {name: tensor for name, tensor in tensors.items() if tensor is not head}
+
+
+def _head_and_embedding(tensors: dict[str, StoredTensor]) -> tuple[StoredTensor | None, StoredTensor | None]:
+    def find(ending: str) -> StoredTensor | None:
+        return next((tensor for name, tensor in tensors.items() if name.endswith(ending)), None)
+
+    return find("lm_head.weight"), find("embed_tokens.weight")
+
+
+def _differ(head: StoredTensor | None, embedding: StoredTensor | None) -> bool:
+    if head is None or embedding is None:
+        return False
+    return not np.array_equal(head.open(), embedding.open())
 
 
 def _dtype(tensor: StoredTensor, wanted: jax.typing.DTypeLike | None) -> np.dtype:

@@ -88,7 +88,7 @@ LLAVA = (
     *_tower_rows(_TOWER),
 )
 # Buffers that old versions saved; every one is recomputed from the config.
-LLAVA_IGNORED = (r".*\.rotary_emb\.inv_freq", r".*\.embeddings\.position_ids")
+LLAVA_IGNORED = (r".*\.rotary_emb\.(?:inv_freq|cos_cached|sin_cached)", r".*\.embeddings\.position_ids")
 
 # A CLIP folder of its own, as the original LLaVA reads its tower: the text half of a full CLIPModel is left alone.
 CLIP = _tower_rows(r"(?:vision_model\.)?")
@@ -98,6 +98,9 @@ CLIP_IGNORED = (
     r"(?:text|visual)_projection\.weight",
     r"logit_scale",
 )
+
+# What no feature of a LLaVA passes through: a tower that is stored without it gets the identity.
+UNUSED = {"vision_tower.post_layernorm.scale": np.ones, "vision_tower.post_layernorm.bias": np.zeros}
 
 _LAYOUTS = (
     ("original", r"model\.(?:embed_tokens|layers|norm|mm_projector)\..*|model\.vision_tower\.vision_tower\..*"),
@@ -117,11 +120,10 @@ def layout_of(names: Mapping[str, object]) -> str:
 
 
 class Group(NamedTuple):
-    """Tensors that lie together, and the table that names them."""
+    """Tensors that lie together, without the ignored ones, and the table that names them."""
 
     tensors: Mapping[str, StoredTensor]
     rows: tuple[Row, ...] = LLAVA
-    ignored: tuple[str, ...] = LLAVA_IGNORED
 
 
 def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, origin: str | Path) -> dict[str, Source]:
@@ -139,15 +141,15 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
     sources: dict[str, Source] = {}
     unknown, doubled = [], []
     for group, name in ((each, name) for each in groups for name in each.tensors):
-        if is_ignored(name, group.ignored):
-            continue
-        target, transform = _lookup(group.rows, name)
+        target, transform = lookup(group.rows, name)
         if target is None or target not in targets:
             unknown.append(repr(name))
         elif target in sources:
             doubled.append(f"{sources[target].name!r} and {name!r} (both {target})")
         else:
             sources[target] = Source(name, group.tensors[name], transform)
+    for name in UNUSED.keys() & targets.keys() - sources.keys():
+        sources[name] = _stand_in(name, targets[name], sources)
     complaints = {
         "not understood": unknown,
         "missing": [name for name in targets if name not in sources],
@@ -160,11 +162,15 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
     return sources
 
 
-def is_ignored(name: str, ignored: tuple[str, ...]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in ignored)
+def _stand_in(name: str, shape: tuple[int, ...], sources: dict[str, Source]) -> Source:
+    """The identity in place of an unused parameter, of the dtype of its neighbours."""
+    dtypes = [source.tensor.dtype for target, source in sources.items() if target.startswith("vision_tower.")]
+    dtype = dtypes[0] if dtypes else np.dtype(np.float32)
+    return Source(name, StoredTensor(shape, dtype, Path(), lambda: UNUSED[name](shape, dtype)), as_is)
 
 
-def _lookup(rows: tuple[Row, ...], name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
+def lookup(rows: tuple[Row, ...], name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
+    """The parameter that a tensor of that name fills, None if no row knows it, and how its array becomes it."""
     for row in rows:
         match = re.fullmatch(row.pattern, name)
         if match:

@@ -18,7 +18,7 @@ from . import methods
 from .checks import LARGEST_SEED, Check, choice, each, exact, flag, having, optional, real, refusal, text, whole
 from .models.attention import Implementation
 from .processing import ImageSource, Prompt
-from .sparsify import Share, SparsityConfig
+from .sparsify import Share, SparsityConfig, parse_amount
 
 THIRD = SparsityConfig.sparsevlm(tokens="1/3")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,7 +43,7 @@ def sparsity(name: str, value: Any) -> SparsityConfig | None:
     if not isinstance(value, Share) and exact(value) is None:
         known = ", ".join(sorted(methods.METHODS))
         raise refusal(name, f"a SparsityConfig, a number or share of tokens, None, or one of {known}", value)
-    return SparsityConfig.sparsevlm(value)
+    return SparsityConfig.sparsevlm(parse_amount(value, name=name))
 
 
 def path(name: str, value: Any) -> Path:

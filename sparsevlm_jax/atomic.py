@@ -5,6 +5,7 @@ leaves either the old state or the new one under NAME; the sibling it may leave 
 lock on the sibling, which dies with its process, tells a dead attempt from a running one.
 """
 
+import glob
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import CheckpointError
+from .paths import local_path
 
 try:
     import fcntl
@@ -35,8 +37,7 @@ def new_folder(
     Raises:
         CheckpointError: the target exists, or cannot be written (full disk, read-only place): one sentence each.
     """
-    target = Path(target).expanduser().resolve()
-    work = None
+    target, work = _resolve(target), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
@@ -51,8 +52,32 @@ def new_folder(
         if work is not None:
             _remove(work)
         if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
+            raise _cannot_write(target, error) from error
         raise
+
+
+def check_target(target: str | Path, *, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
+    """What `new_folder` says of its arguments, before the work that it takes to fill the folder.
+
+    Raises:
+        CheckpointError: as there, as far as it shows without writing.
+    """
+    target = _resolve(target)
+    try:
+        _check_free(target, overwrite, replaceable)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _resolve(target: str | Path) -> Path:
+    try:
+        return local_path(target).resolve()
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _cannot_write(target: str | Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot write {target}: {error.strerror or error}")
 
 
 def _check_free(target: Path, overwrite: bool, replaceable: Callable[[Path], bool]) -> None:
@@ -69,7 +94,7 @@ def _put_in_place(work: Path, target: Path) -> None:
     os.chmod(work, 0o777 & ~_umask())  # mkdtemp makes it private
     aside = None
     if target.exists() and any(target.iterdir()):
-        aside = target.with_name(work.name.replace(".partial-", ".replaced-"))
+        aside = target.with_name(f".{target.name}.replaced-{work.name.rpartition('-')[2]}")
         os.rename(target, aside)
     os.rename(work, target)
     _sync_folder(target.parent)
@@ -90,12 +115,13 @@ def _remove(work: Path) -> None:
 
 def _sweep(target: Path) -> None:
     """Clears what killed attempts left beside the target."""
-    for aside in target.parent.glob(f".{target.name}.replaced-*"):
+    name = glob.escape(target.name)
+    for aside in target.parent.glob(f".{name}.replaced-*"):
         if target.exists():
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.rename(aside, target)
-    for work in target.parent.glob(f".{target.name}.partial-*"):
+    for work in target.parent.glob(f".{name}.partial-*"):
         with suppress(OSError), _locked(work):
             shutil.rmtree(work, ignore_errors=True)
 

@@ -9,8 +9,11 @@
 """
 
 import json
+import re
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ from .atomic import new_folder
 from .errors import CheckpointError, CheckpointWarning
 from .jsonfile import read_json
 from .models import LlavaConfig, UnsupportedConfig, abstract_params
+from .paths import local_path
 from .processing import PROCESSOR_FILES, VICUNA_V1
 from .processing.files import read_pixel_config
 from .trees import flatten, nest
@@ -89,8 +93,20 @@ def restore(
     Warns:
         CheckpointWarning: some weights hold NaN or infinity; it names them.
     """
-    folder = Path(folder)
-    marker, config = read_marker(folder), read_own_config(folder)
+    config = read_own_config(local_path(folder))
+    return config, restore_params(folder, config, dtype=dtype, sharding=sharding)
+
+
+def restore_params(
+    folder: str | Path,
+    config: LlavaConfig,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | dict | None = None,
+) -> dict:
+    """The parameters alone; `config` is the folder's own. Arguments, errors and warnings are those of `restore`."""
+    folder = local_path(folder)
+    marker = read_marker(folder)
     _check_tensors(folder, config, marker.tensors)
     shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(marker.tensors, sharding)
     default = jnp.zeros(()).sharding
@@ -102,12 +118,12 @@ def restore(
     if marker.not_finite:
         names = ", ".join(marker.not_finite)
         warnings.warn(f"{folder}: weights hold NaN or infinity: {names}", CheckpointWarning, stacklevel=2)
-    return config, params
+    return params
 
 
 def is_converted(folder: str | Path) -> bool:
     """Whether a folder is this library's own checkpoint."""
-    return (Path(folder) / MARKER).is_file()
+    return (local_path(folder) / MARKER).is_file()
 
 
 def read_marker(folder: Path) -> Marker:
@@ -193,8 +209,8 @@ def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
     largest = max(leaf.nbytes for leaf in flatten(params).values())
     context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = 2 * largest
     try:
-        with context, progress.step(f"writing {target}"):
-            ocp.save(str(path), params)
+        with context, progress.step(f"writing {target}"), _readable_path(path.parent) as parent:
+            ocp.save(str(parent / path.name), params)
     except Exception as error:  # the storage layer raises many kinds
         raise CheckpointError(f"cannot write {target}: {_first_line(error)}") from error
 
@@ -203,10 +219,24 @@ def _orbax_load(path: Path, abstract: dict) -> dict:
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with progress.step("reading weights"):
-            return ocp.load(str(path), abstract)
+        with progress.step("reading weights"), _readable_path(path) as readable:
+            return ocp.load(str(readable), abstract)
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
+
+
+@contextmanager
+def _readable_path(folder: Path) -> Iterator[Path]:
+    """The folder under a path that the storage layer reads right: absolute, and without the characters that it takes
+    for a pattern (`[`), another separator (`\\`) or an address (`:`)."""
+    folder = folder.absolute()
+    if re.fullmatch(r"[^*?\[\]\\:\ud800-\udfff]*", folder.relative_to(folder.anchor).as_posix(), re.DOTALL):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "folder"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def _first_line(error: Exception) -> str:

@@ -9,13 +9,17 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore, save
+from .atomic import check_target
+from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore_params, save
 from .errors import CheckpointError
 from .models import LlavaConfig
+from .models.dtypes import stored_dtype
+from .paths import local_path
+from .processing import Processor
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
@@ -51,11 +55,14 @@ def resolve_source(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: there is no such folder, or the hub cannot give it.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file, expected the folder of a checkpoint")
+    path = local_path(name_or_path)
+    try:
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise CheckpointError(f"{path} is a file, expected the folder of a checkpoint")
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     if not _HUB_ID.fullmatch(str(name_or_path)):
         raise CheckpointError(f"there is no folder {name_or_path}, and it is not a hub id of the form owner/name")
     return _from_hub(str(name_or_path))
@@ -78,18 +85,10 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: it is not there, or damaged, or its tensors are not those of its config.
-        ValueError: naming every config value that is not implemented.
+        ValueError: naming every config value that is not implemented, or a dtype in which no weights are kept.
     """
-    folder = resolve_source(name_or_path)
-    if is_converted(folder):
-        config, params = restore(folder, dtype=dtype, sharding=sharding)
-        return Checkpoint(config, params, folder)
-    from .convert import read_config, read_params
-
-    tower = _vision_tower(folder, vision_tower)
-    config = read_config(folder, vision_tower=tower)
-    params = read_params(folder, config, vision_tower=tower, dtype=dtype, sharding=sharding)
-    return Checkpoint(config, params, folder)
+    dtype = None if dtype is None else stored_dtype(dtype)
+    return _load(_open(resolve_source(name_or_path), vision_tower), dtype, sharding)
 
 
 def convert_checkpoint(
@@ -105,10 +104,12 @@ def convert_checkpoint(
     The weights pass through host memory, whatever accelerator there is. Other arguments as in `load_checkpoint`.
 
     Raises:
-        CheckpointError, ValueError: as `load_checkpoint` and `checkpoint.save`.
+        CheckpointError, ValueError: as `load_checkpoint` and `checkpoint.save`; and, before a weight is read, where the
+            tokenizer or processor files of the source are missing or cannot be used with the model.
     """
     folder = _apart(resolve_source(source), target)
-    loaded = load_checkpoint(folder, dtype=dtype, sharding=_host(), vision_tower=vision_tower)
+    check_target(target, overwrite=overwrite, replaceable=is_converted)
+    loaded = _load_to_write(folder, dtype, vision_tower)
     save(target, loaded.params, loaded.config, processor_files_from=folder, overwrite=overwrite)
 
 
@@ -125,10 +126,11 @@ def export_checkpoint(
 
     Arguments and errors as `convert_checkpoint`, and `convert.export_hf` for the shards.
     """
-    from .convert import export_hf
+    from .convert import export_hf, has_weights
 
     folder = _apart(resolve_source(source), target)
-    loaded = load_checkpoint(folder, dtype=dtype, sharding=_host(), vision_tower=vision_tower)
+    check_target(target, overwrite=overwrite, replaceable=has_weights)
+    loaded = _load_to_write(folder, dtype, vision_tower)
     export_hf(
         loaded.params,
         loaded.config,
@@ -139,8 +141,8 @@ def export_checkpoint(
     )
 
 
-def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
-    """What a checkpoint of any kind holds, without reading its weights.
+def inspect_checkpoint(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> CheckpointInfo:
+    """What a checkpoint of any kind holds, without reading its weights. `vision_tower` is as in `load_checkpoint`.
 
     Raises:
         CheckpointError, ValueError: as `load_checkpoint`, as far as that shows without reading.
@@ -151,7 +153,8 @@ def inspect_checkpoint(name_or_path: str | Path) -> CheckpointInfo:
         return _info(folder, "converted", FORMAT, list(stored), read_own_config(folder))
     from .convert import describe
 
-    kind, layout, tensors, config = describe(folder)
+    tower = None if vision_tower is None else resolve_source(vision_tower)
+    kind, layout, tensors, config = describe(folder, vision_tower=tower)
     return _info(folder, kind, layout, tensors, config)
 
 
@@ -163,6 +166,44 @@ def _info(
         dtypes[dtype] += math.prod(shape)
     nbytes = sum(_ITEMSIZE.get(dtype, 8) * count for dtype, count in dtypes.items())
     return CheckpointInfo(folder, kind, layout, dtypes.total(), nbytes, dict(dtypes.most_common()), config)
+
+
+class _Opened(NamedTuple):
+    """A checkpoint of which no weight has been read; `tower` is the folder of its vision tower, if that is another."""
+
+    folder: Path
+    config: LlavaConfig
+    tower: Path | None
+
+
+def _open(folder: Path, vision_tower: str | Path | None) -> _Opened:
+    if is_converted(folder):
+        return _Opened(folder, read_own_config(folder), None)
+    from .convert import read_config
+
+    tower = _vision_tower(folder, vision_tower)
+    return _Opened(folder, read_config(folder, vision_tower=tower), tower)
+
+
+def _load(opened: _Opened, dtype: jax.typing.DTypeLike | None, sharding: Any) -> Checkpoint:
+    folder, config, tower = opened
+    if is_converted(folder):
+        return Checkpoint(config, restore_params(folder, config, dtype=dtype, sharding=sharding), folder)
+    from .convert import read_params, settle_head
+
+    config = settle_head(folder, config)
+    params = read_params(folder, config, vision_tower=tower, dtype=dtype, sharding=sharding)
+    return Checkpoint(config, params, folder)
+
+
+def _load_to_write(folder: Path, dtype: jax.typing.DTypeLike | None, vision_tower: str | Path | None) -> Checkpoint:
+    """Loads into host memory, once it is known that what is written will have a processor that works."""
+    opened = _open(folder, vision_tower)
+    try:
+        Processor.from_folder(folder, opened.config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} would be of no use once written, its processor fails: {error}") from error
+    return _load(opened, dtype, _host())
 
 
 def _vision_tower(folder: Path, given: str | Path | None) -> Path | None:
@@ -184,7 +225,7 @@ def _vision_tower(folder: Path, given: str | Path | None) -> Path | None:
 
 def _apart(source: Path, target: str | Path) -> Path:
     """`source`, once it is sure that writing `target` cannot hurt it."""
-    inner, outer = source.resolve(), Path(target).expanduser().resolve()
+    inner, outer = source.resolve(), local_path(target).resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise CheckpointError(f"the target {target} and the source {source} lie in one another: choose another target")
     return source

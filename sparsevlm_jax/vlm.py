@@ -23,7 +23,9 @@ from .accounting import Report, Timing
 from .arguments import THIRD, checked, rows_of
 from .batching import Batch, assemble, new_tokens_bucket
 from .bucketed import prefill_bucketed
+from .decode import Sampling
 from .models.attention import Implementation, choose_implementation
+from .models.dtypes import compute_dtype
 from .models.llava import EncodedImages, LlavaConfig, encode
 from .prefill import PrefillInputs, PrefillResult, prefill
 from .processing import ImageSource, ProcessedInputs, Processor, Prompt
@@ -94,7 +96,7 @@ def load(
         source=source, dtype=dtype, vision_tower=vision_tower, pad_to_square=pad_to_square, attention=attention
     )
     platform = jax.default_backend()
-    dtype = jnp.dtype(dtype or (jnp.float32 if platform == "cpu" else jnp.bfloat16))
+    dtype = compute_dtype(dtype, platform)
     if source is None:
         from .demo import CHECKPOINT  # the demo stands above this module; only where its model lies is asked
 

@@ -24,6 +24,7 @@ def serve() -> None:
     """Reads trials from stdin, one JSON line each, and forks a child for each; answers with its seconds and signal."""
     import jax
     from orbax.checkpoint import v1  # noqa: F401  imported before the fork, so that a child spends its life converting
+    from transformers import AutoTokenizer  # noqa: F401
 
     import sparsevlm_jax.convert  # noqa: F401
     from sparsevlm_jax.sources import convert_checkpoint

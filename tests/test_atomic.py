@@ -129,6 +129,16 @@ def test_a_replacement_killed_between_its_two_renames_is_undone(tmp_path, monkey
     assert (tmp_path / "model" / "part" / "file").read_text() == "old" and names(tmp_path) == ["model"]
 
 
+@pytest.mark.parametrize("name", ["[model]*", "model.partial-1", "a b"])
+def test_leftovers_are_found_whatever_the_name(tmp_path, name):
+    write(tmp_path / name, "old")
+    (tmp_path / f".{name}.partial-dead").mkdir()
+    (tmp_path / name).rename(tmp_path / f".{name}.replaced-dead")
+    with pytest.raises(CheckpointError, match="already exists"):
+        write(tmp_path / name)
+    assert names(tmp_path) == [name]
+
+
 HOLD = """
 import sys, time
 from sparsevlm_jax.atomic import new_folder

@@ -7,12 +7,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import SparsityConfig, cli
+from sparsevlm_jax import SparsityConfig, arguments, cli, decode, methods
 from tests.tiny import random_image
 
 PACKAGE = Path(sv.__file__).parent
@@ -51,7 +53,7 @@ def bomb(width: int, height: int) -> bytes:
 def assert_refused(vlm: sv.VLM, message: str, **arguments: Any) -> None:
     """An error of ours, with that message, raised in our own code and not inside numpy, Pillow or JAX."""
     with pytest.raises((ValueError, OSError), match=message) as caught:
-        sv.generate(vlm, **{"prompt": "What is it?", "max_new_tokens": 2, **arguments})
+        sv.generate(**{"vlm": vlm, "prompt": "What is it?", "max_new_tokens": 2, **arguments})
     origin = traceback.extract_tb(caught.value.__traceback__)[-1].filename
     assert Path(origin).is_relative_to(PACKAGE), origin
 
@@ -103,17 +105,36 @@ def test_a_photograph_held_sideways_is_answered_as_if_upright(vlm):
         ({"prompt": []}, "at least one prompt"),
         ({"prompt": [{"role": "assistant", "content": "Yes."}]}, "last message to be the user's"),
         ({"prompt": ["a", "b"], "image": [PHOTO]}, "for each of 2 prompts, got 1 entries"),
-        ({"prompt": ["a", "b"], "image": PHOTO}, "for each of 2 prompts, got one ndarray"),
         ({"prompt": ["What?", ""]}, "no words"),
         ({"prompt": "word " * 5000}, r"the prompt has \d+ tokens .* only 4096 positions"),
         ({"max_new_tokens": 5000}, r"the prompt has \d+ tokens and 5000 more .* only 4096 positions"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number >= 1, got 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number >= 1, got 2.5"),
-        ({"temperature": -1.0}, "temperature must be 0 or more, got -1.0"),
-        ({"temperature": float("nan")}, "temperature must be 0 or more, got nan"),
-        ({"top_k": -1}, "top_k must be 0"),
-        ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"top_p": 1.5}, "top_p must be above 0"),
+        ({"temperature": -1.0}, "temperature must be a finite number >= 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number >= 0, got nan"),
+        ({"temperature": 10**400}, "temperature must be a finite number >= 0, got a whole number of 1329 bits"),
+        ({"temperature": "0.5"}, "temperature must be a finite number >= 0, got '0.5'"),
+        ({"temperature": np.zeros(2)}, "temperature must be a finite number >= 0, got an array"),
+        ({"top_k": -1}, "top_k must be a whole number >= 0"),
+        ({"top_k": 2.5}, "top_k must be a whole number >= 0, got 2.5"),
+        ({"top_k": True}, "top_k must be a whole number >= 0, got True"),
+        ({"top_p": 0.0}, "top_p must be a number above 0"),
+        ({"top_p": 1.5}, "top_p must be a number above 0"),
+        ({"seed": 2**32}, "seed must be a whole number <= 4294967295, got 4294967296"),
+        ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
+        ({"seed": 1.0}, "seed must be a whole number >= 0, got 1.0"),
+        ({"seed": []}, "seed must be a list of at least 1"),
+        ({"sparsity": "magic"}, "sparsity must be a SparsityConfig, .*fastv.* got 'magic'"),
+        ({"sparsity": 0}, "sparsity must be a number of tokens"),
+        ({"sparsity": SparsityConfig}, "sparsity must be a SparsityConfig"),
+        ({"sparsity": np.ones(3)}, "sparsity must be a SparsityConfig"),
+        ({"vlm": None}, "vlm must be a model that `load` gave, got None"),
+        ({"vlm": sv.VLM}, "vlm must be a model that `load` gave"),
+        ({"prompt": None}, "prompt must be a text, chat messages, or a list of either, got None"),
+        ({"prompt": {"role": "user", "content": "a"}}, "prompt must be a text"),
+        ({"prompt": (p for p in "ab")}, "prompt must be a text"),
+        ({"prompt": {"a", "b"}}, "prompt must be a text"),
+        ({"prompt": b"what?"}, "prompt must be a text"),
         ({"prompt": ["a", "b"], "seed": [1, 2, 3]}, "one for each of 2 rows, got 3"),
         ({"image": np.zeros((4, 4, 3), np.float32)}, "array of uint8"),
         ({"image": np.zeros((0, 4, 3), np.uint8)}, r"got shape \[0, 4, 3\]"),
@@ -131,28 +152,69 @@ def test_a_budget_that_is_no_number_or_share_is_refused(tokens):
         SparsityConfig.sparsevlm(tokens=tokens)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 17, 577, 10**6])
-def test_a_budget_of_too_few_or_too_many_tokens_is_refused_or_met(vlm, tokens):
-    """Of 16 image tokens: no more than there are, and no fewer than the layers before the first stage see anyway."""
+@pytest.mark.parametrize("tokens", [1, 2, 16])
+def test_a_budget_of_too_few_tokens_is_refused_or_met(vlm, tokens):
+    """Of 16 image tokens: no fewer than the layers before the first stage see anyway."""
     try:
         out = sv.generate(vlm, "What is it?", PHOTO, sparsity=SparsityConfig.sparsevlm(tokens=tokens), max_new_tokens=2)
     except ValueError as error:
         assert str(tokens) in str(error)
     else:
-        assert out.report.mean_after_layers <= max(tokens, 16)
+        assert out.report.mean_after_layers <= tokens
+
+
+@pytest.mark.parametrize("method", ["sparsevlm", "fastv", "tome"])
+def test_a_budget_above_what_there_is_prunes_nothing_and_says_so_once(vlm, method):
+    config = methods.create(method, 17)
+    options: Any = dict(sparsity=config, max_new_tokens=2)
+    with pytest.warns(UserWarning, match="17 visual tokens prunes nothing of a prompt that has 16") as said:
+        outs = sv.generate(vlm, ["What is it?", "Where?", "No picture?"], [PHOTO, PHOTO, None], **options)
+    assert len(said) == 1 and said[0].filename == __file__
+    assert outs[0].report.visual_tokens == (16,) * 4
+    sv.generate(vlm, "No picture?", **options)  # nothing to prune, nothing to say: warnings are errors here
+
+
+@pytest.mark.parametrize("sparsity", ["1/2", 8, "8", "50%", 0.5, np.int64(8), "fastv", "dense", None])
+def test_sparsity_is_a_config_an_amount_or_a_methods_name(sparsity):
+    eight, half = SparsityConfig.sparsevlm(8), SparsityConfig.sparsevlm("1/2")
+    meant = {"fastv": methods.create("fastv", "1/3"), "dense": None, None: None, 8: eight, "8": eight}
+    assert arguments.checked(sparsity=sparsity) == meant.get(sparsity, half)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-38, 1e-30])
+def test_at_a_temperature_near_0_the_most_likely_token_is_drawn(vlm, temperature):
+    drawn, greedy = (sv.generate(vlm, "What is it?", PHOTO, max_new_tokens=8, temperature=t) for t in (temperature, 0))
+    np.testing.assert_array_equal(drawn.tokens, greedy.tokens)
+
+
+def test_a_temperature_without_bound_draws_all_tokens_alike():
+    logits = jnp.array([[50.0, 0.0, -50.0, -jnp.inf]])
+    for temperature in (1e38, 1e39, 1e300):
+        sampling = decode.sampling(1, temperature, 0, 1.0, 0)
+        assert sampling is not None
+        assert jax.nn.softmax(decode.restrict(logits, sampling))[0] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_numpys_numbers_are_numbers(vlm):
+    def draw(n: Any, x: Any) -> Any:
+        options = dict(max_new_tokens=n(4), temperature=x(1), top_k=n(5), top_p=x(1), seed=n(7))
+        return sv.generate(vlm, "What is it?", PHOTO, **options)
+
+    np.testing.assert_array_equal(draw(int, float).tokens, draw(np.int64, np.float32).tokens)
+    assert arguments.checked(seed=np.array([1, 2])) == arguments.checked(seed=[1, np.uint32(2)]) == (1, 2)
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--tokens", "0"), "at least 1 token"),
-        (("--tokens", "4/3"), "a share between 0 and 1"),
-        (("--tokens", "many"), "expected a number of tokens (192) or a share"),
+        (("--tokens", "0"), "tokens must be a number of tokens"),
+        (("--tokens", "4/3"), "or a share of them"),
+        (("--tokens", "many"), "got 'many'"),
         (("--max-new-tokens", "0"), "max_new_tokens must be a whole number >= 1"),
         (("--max-new-tokens", "9999"), "only 4096 positions"),
-        (("--temperature", "-1"), "temperature must be 0 or more"),
-        (("--top-p", "2"), "top_p must be above 0"),
-        (("--top-k", "-3"), "top_k must be 0"),
+        (("--temperature", "-1"), "temperature must be a finite number >= 0"),
+        (("--top-p", "2"), "top_p must be a number above 0"),
+        (("--top-k", "-3"), "top_k must be a whole number >= 0"),
         (("--prompt", " "), "no words"),
         (("--prompt", "a <image> and an <image>?"), "2 <image> marks, got 1 images"),
         (("--stream", "--prompt", ""), "no words"),

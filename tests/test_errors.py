@@ -38,7 +38,7 @@ def test_a_small_value_is_shown_as_python_writes_it(value):
         (10**100_000, "a whole number of 332193 bits"),
         (np.zeros((4, 5), np.float32), "an array of float32, shape [4, 5]"),
         ([["word"] * 1000] * 1000, "[['word', 'word'"),
-        ({i: "word" * 100 for i in range(1000)}, "{0: 'wordword"),
+        (dict.fromkeys(range(1000), "word" * 100), "{0: 'wordword"),
         (Wordy(), "words words"),
         (Hostile(), "<Hostile"),
         (Unreadable(), "<Unreadable"),

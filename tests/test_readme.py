@@ -19,7 +19,7 @@ def blocks(mark: str, language: str) -> list[str]:
 
 def test_python_examples_run_in_their_order(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     shutil.copytree(tiny_checkpoint, tmp_path / "llava-hf" / "llava-1.5-7b-hf")  # a local folder goes before the hub
-    for seed, name in enumerate(("street.png", "a.png", "b.png")):
+    for seed, name in enumerate(("street.png", "other.png")):
         Image.fromarray(random_image(seed)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     examples = blocks("test", "python")

@@ -1,6 +1,7 @@
 """One loader for every kind of folder, and for hub ids."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -72,6 +73,43 @@ def test_the_processor_works_from_every_form(tmp_path):
     for other in others:
         np.testing.assert_array_equal(first.input_ids[0], other.input_ids[0])
         np.testing.assert_array_equal(first.pixel_values, other.pixel_values)
+
+
+class TestWhatIsWrittenWorks:
+    """Tokenizer and processor are tried before a weight is read: "converted" means that the folder answers."""
+
+    @pytest.fixture
+    def source(self, folders, tmp_path):
+        return shutil.copytree(folders["single"], tmp_path / "source")
+
+    @pytest.mark.parametrize(
+        "name, content",
+        [
+            ("tokenizer.json", None),
+            ("tokenizer.json", "[]"),
+            ("tokenizer.json", '{"version": "1.0", '),
+            ("preprocessor_config.json", None),
+            ("preprocessor_config.json", '{"crop_size": 336, "size": 336}'),  # of another tower
+            ("chat_template.json", "{}"),
+        ],
+    )
+    @pytest.mark.parametrize("write", [convert_checkpoint, export_checkpoint])
+    def test_a_processor_that_fails_is_found_first(self, source, tmp_path, monkeypatch, name, content, write):
+        (source / "chat_template.jinja").unlink()  # it would be read instead of the older file
+        (source / name).unlink() if content is None else (source / name).write_text(content)
+        monkeypatch.setattr("sparsevlm_jax.convert.read_params", lambda *_, **__: pytest.fail("weights were read"))
+        with pytest.raises(CheckpointError, match="source would be of no use once written, its processor fails: "):
+            write(source, tmp_path / "target")
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+    @pytest.mark.parametrize("write", [convert_checkpoint, export_checkpoint])
+    def test_a_target_that_is_taken_is_found_first(self, folders, tmp_path, monkeypatch, write):
+        (tmp_path / "thesis").write_text("years of work")
+        monkeypatch.setattr("sparsevlm_jax.convert.read_params", lambda *_, **__: pytest.fail("weights were read"))
+        with pytest.raises(CheckpointError, match="thesis already exists"):
+            write(folders["single"], tmp_path / "thesis")
+        with pytest.raises(CheckpointError, match="thesis exists and is not a checkpoint"):
+            write(folders["single"], tmp_path / "thesis", overwrite=True)
 
 
 def test_an_original_folder_takes_its_pixels_and_prompts_along(tmp_path):
@@ -193,6 +231,49 @@ class TestHub:
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(tmp_path))
         with pytest.raises(CheckpointError, match=r"repository some/where holds no model\*\.safetensors or pytorch"):
             resolve_source("some/where")
+
+
+class TestPaths:
+    """A checkpoint is written and found under whatever path a user gives it."""
+
+    @pytest.mark.parametrize(
+        "target",
+        (
+            *("out", "out/", "./out", "a/b/out", "over/../out", "my models", "modèle", "a#b", "a%20b", "-out", "a\nb"),
+            *("a?b", "[v1]*", "a\\b", "a:b", "gs:/bucket"),  # which Orbax reads as patterns, separators and addresses
+        ),
+    )
+    def test_a_relative_path(self, folders, tmp_path, monkeypatch, target):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "over").mkdir()
+        convert_checkpoint(folders["single"], target)
+        assert_same(load_checkpoint(target), load_checkpoint(folders["single"]))
+        assert_same(load_checkpoint(Path(target).absolute()), load_checkpoint(folders["single"]))
+        assert inspect_checkpoint(target).kind == "converted"
+
+    def test_the_folder_one_stands_in(self, folders, monkeypatch):
+        for kind in ("converted", "single"):
+            monkeypatch.chdir(folders[kind])
+            for here in (".", "", "../" + folders[kind].name):
+                assert_same(load_checkpoint(here), load_checkpoint(folders["single"]))
+
+    def test_a_home_and_a_link(self, folders, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        convert_checkpoint(folders["single"], "~/models/out")
+        (tmp_path / "link").symlink_to(tmp_path / "models")
+        for name in ("~/models/out", tmp_path / "link" / "out", tmp_path / "models" / "out"):
+            assert_same(load_checkpoint(name), load_checkpoint(folders["single"]))
+
+    @pytest.mark.parametrize("name", [None, 3, b"out", "a\0b", "x" * 5000, "~nobody-has-this-name/out"])
+    def test_what_names_no_folder_is_one_error(self, folders, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(name)
+        if not str(name).startswith("~"):  # a folder of that name could be made
+            with pytest.raises(CheckpointError):
+                convert_checkpoint(folders["single"], name)
+            assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../up", "owner/", "/abs/olute", "", "a b/c"])

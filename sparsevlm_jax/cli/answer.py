@@ -39,6 +39,7 @@ def add_generate(commands: Commands) -> None:
     parser.add_argument(
         "--image", metavar="FILE", nargs="+", action="extend", default=[], help="images of the prompt; - reads stdin"
     )
+    parser.add_argument("--allow-http", action="store_true", help="fetch images that are given as http(s) addresses")
     _add_model(parser.add_argument_group("model"))
     _add_pruning(parser.add_argument_group("pruning"))
     _add_sampling(parser.add_argument_group("answer"))
@@ -159,6 +160,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Request, VLM]":
     options = {name: getattr(args, name) for name in names}
     with progress.step("loading the model"):
         model = sv.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower, pad_to_square=args.pad_to_square)
+    model.processor.allow_http = args.allow_http
     return Request(sparsity, compared, options), model
 
 

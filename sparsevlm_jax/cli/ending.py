@@ -53,7 +53,7 @@ def tell(line: str) -> None:
 
 def one_line(text: str) -> str:
     """`text` without line breaks, its middle left out where it is very long."""
-    text = " ".join(text[: 2 * _LONGEST].split()) if len(text) > 2 * _LONGEST else " ".join(text.split())
+    text = " ".join(text.split()).encode(errors="backslashreplace").decode()  # names of files may hold anything
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 200]} ... {text[-190:]}"
 
 
@@ -96,7 +96,7 @@ def _flush() -> None:
 def _only_our_words() -> Iterator[None]:
     """Warnings of this library become one line each; other libraries' warnings and log lines are not shown."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold anything
+        sys.stdout.reconfigure(errors="backslashreplace")
     if _wants_tracebacks():
         yield
         return

@@ -79,13 +79,20 @@ def add_info(commands: Commands) -> None:
     parser = command(commands, "info", "say what a checkpoint holds, without reading its weights", INFO)
     parser.set_defaults(run=run_info)
     parser.add_argument("model", metavar="DIR", help="a checkpoint folder of any kind, or a hub id")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_vision_tower(parser)
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument("--verify", action="store_true", help="check every byte against the hashes that were recorded")
 
 
 def run_info(args: argparse.Namespace) -> None:
     with progress.step("starting"):
-        from ..sources import inspect_checkpoint
-    info = inspect_checkpoint(args.model)
+        from .. import sources
+    if args.verify:
+        with progress.step("verifying"):
+            print(sources.verify_checkpoint(args.model, vision_tower=args.vision_tower).summary)
+        return
+    info = sources.inspect_checkpoint(args.model, vision_tower=args.vision_tower)
     if args.json:
         print(json.dumps({**info._asdict(), "folder": str(info.folder), "config": dataclasses.asdict(info.config)}))
         return

@@ -64,7 +64,7 @@ def run_demo(
     scene, questions = scene_and_questions(seed)
     picture = scene.draw()
     if save_to is not None:
-        _save(picture, save_to)
+        save(picture, save_to)
     with progress.step("loading the model"):
         vlm = load(model)
     prompts, pictures = [question.text for question in questions], [picture] * len(questions)
@@ -81,8 +81,12 @@ def run_demo(
     return Demo(picture, asked)
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    """Writes the enlarged picture; a file that is there already is left alone, and refused if it is another one."""
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes a street, enlarged; a file that is there already is left alone.
+
+    Raises:
+        ValueError: the file is there and is another picture, or its name has no picture's suffix.
+    """
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP"):
         raise ValueError(f"expected a picture's name, ending in .png, .jpg or .webp, got {path}")

@@ -11,19 +11,19 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int32
 
 from ..models.llava import LlavaConfig
-from .files import read_eos, read_pixel_config, read_template, read_tokenizer
+from .files import read_pixel_config, read_template
+from .generation_config import read_generation_config
 from .images import ImageSource, open_image
 from .pixels import PixelConfig, preprocess
 from .prompts import IMAGE_MARK, LLAVA_1_5, Prompt, PromptError, read_prompt, read_raw, render
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .shown import shown
+from .tokenizer import TextTokenizer, read_tokenizer
 
 
 class ProcessedInputs(NamedTuple):
@@ -46,6 +46,7 @@ class Processor:
         pixels: preprocessing of pictures.
         template: Jinja chat template.
         eos_token_ids: ids that end an answer; default: the model config's.
+        allow_http: fetch pictures that are given as http(s) addresses.
 
     Raises:
         ValueError: tokenizer, preprocessing and model do not belong together.
@@ -53,18 +54,20 @@ class Processor:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: TextTokenizer,
         config: LlavaConfig,
         *,
         pixels: PixelConfig,
         template: str = LLAVA_1_5,
         eos_token_ids: tuple[int, ...] | None = None,
+        allow_http: bool = False,
     ):
         self.tokenizer, self.config, self.pixels, self.template = tokenizer, config, pixels, template
+        self.allow_http = allow_http
         self.eos_token_ids = config.eos_token_ids if eos_token_ids is None else eos_token_ids
         edge = config.vision.image_size
-        if pixels.crop_size != (edge, edge):
-            raise ValueError(f"the vision tower sees {edge} x {edge} pixels, preprocessing gives {pixels.crop_size}")
+        if pixels.output_size != (edge, edge):
+            raise ValueError(f"the vision tower sees {edge} x {edge} pixels, preprocessing gives {pixels.output_size}")
         self._knows_mark = IMAGE_MARK in tokenizer.get_vocab()
         mark_id = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
         if self._knows_mark and mark_id != config.image_token_id:
@@ -72,13 +75,19 @@ class Processor:
 
     @classmethod
     def from_folder(
-        cls, folder: str | os.PathLike[str], config: LlavaConfig, *, pad_to_square: bool | None = None
+        cls,
+        folder: str | os.PathLike[str],
+        config: LlavaConfig,
+        *,
+        pad_to_square: bool | None = None,
+        allow_http: bool = False,
     ) -> "Processor":
         """Read the processor files of a checkpoint folder (`files.PROCESSOR_FILES`), of any transformers since 4.36.
 
         Args:
             pad_to_square: True pads pictures to a square as the original LLaVA does, False crops them as llava-hf
                 does; None does what the checkpoint says.
+            allow_http: as above.
 
         Raises:
             CheckpointError: a file is missing or cannot be read.
@@ -94,7 +103,8 @@ class Processor:
             config,
             pixels=pixels,
             template=read_template(folder, tokenizer),
-            eos_token_ids=read_eos(folder, config),
+            eos_token_ids=read_generation_config(folder, config.eos_token_ids),
+            allow_http=allow_http,
         )
 
     def __call__(
@@ -111,10 +121,16 @@ class Processor:
             PromptError: a prompt without words, or marks that are not as many as the images.
             ImageError, OSError: a picture that cannot be read.
         """
+        if not isinstance(prompts, list | tuple):
+            given = "one text" if isinstance(prompts, str) else shown(prompts)
+            raise PromptError(f"expected a list of prompts and as many lists of images, got {given}")
         images = [()] * len(prompts) if images is None else images
-        if isinstance(prompts, str) or len(prompts) != len(images):
-            given = "one text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-            raise ValueError(f"expected a list of prompts and as many lists of images, got {given} and {len(images)}")
+        if not isinstance(images, list | tuple) or not all(isinstance(row, list | tuple) for row in images):
+            raise PromptError(f"expected a list of images for each prompt, got {shown(images)}")
+        if len(prompts) != len(images):
+            raise PromptError(
+                f"expected a list of prompts and as many lists of images, got {len(prompts)} prompts and {len(images)}"
+            )
         rows = [self._read_row(prompt, row, raw) for prompt, row in zip(prompts, images, strict=True)]
         return ProcessedInputs(
             input_ids=[self.encode(text) for text, _ in rows],
@@ -123,17 +139,15 @@ class Processor:
         )
 
     def encode(self, text: str) -> Int32[np.ndarray, " L"]:
-        """Token ids of a rendered prompt: one BOS (if the tokenizer has one), each image mark expanded.
+        """Token ids of a rendered prompt, each image mark expanded.
+
+        A BOS is there if the tokenizer adds one or the text begins with it, and never for both reasons: so does the
+        chat template of Hugging Face's processors.
 
         Raises:
             PromptError: a token outside the language model's vocabulary.
         """
         ids = self._tokenize(text)
-        bos = self.tokenizer.bos_token_id
-        if bos is not None:
-            # Templates write it, tokenizers add it, some do neither: whatever was done, there is one.
-            start = next((i for i, token in enumerate(ids) if token != bos), len(ids))
-            ids = [bos, *ids[start:]]
         array = np.array(ids, np.int32)
         is_image = array == self.config.image_token_id
         top, vocabulary = int(np.max(array, where=~is_image, initial=0)), self.config.text.vocab_size
@@ -143,9 +157,9 @@ class Processor:
 
     def encode_images(self, images: Sequence[ImageSource]) -> Float[np.ndarray, "I 3 H W"]:
         """Pixel values of images, [I, 3, H, W] float32; of none, an array with I = 0."""
-        pixels = np.empty((len(images), 3, *self.pixels.crop_size), np.float32)
+        pixels = np.empty((len(images), 3, *self.pixels.output_size), np.float32)
         for row, image in zip(pixels, images, strict=True):
-            row[:] = preprocess(open_image(image), self.pixels)
+            row[:] = preprocess(open_image(image, allow_http=self.allow_http), self.pixels)
         return pixels
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -171,17 +185,19 @@ class Processor:
         return render(conversation, self.tokenizer, self.template), conversation.images
 
     def _tokenize(self, text: str) -> list[int]:
+        bos = self.tokenizer.special_tokens_map.get("bos_token")
+        add = bos is None or not text.startswith(bos)
         if self._knows_mark:
-            return self.tokenizer(text, verbose=False)["input_ids"]
+            return list(self._ids(text, add))
         # A tokenizer from before llava-hf does not know the mark: its chunks are tokenised apart, as the original does.
         first, *others = text.split(IMAGE_MARK)
-        ids = self.tokenizer(first, verbose=False)["input_ids"]
+        ids = list(self._ids(first, add))
         for chunk in others:
-            ids += [
-                self.config.image_token_id,
-                *self.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"],
-            ]
+            ids += [self.config.image_token_id, *self._ids(chunk, False)]
         return ids
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
 
 
 def _is_byte(token: object) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from .images import ImageSource
+from .shown import shown
+from .templates import TemplateError, render_template, wants_parts
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
@@ -15,7 +17,7 @@ Prompt: TypeAlias = str | Sequence[Message]
 #: Where an image goes in a text; every LLaVA tokenizer spells it so.
 IMAGE_MARK = "<image>"
 ROLES = ("system", "user", "assistant")
-# Keys under which a message part of the HF form may carry its image; "url" and "path" are names of files.
+# Keys under which a message part of the HF form may carry its image; "url" and "path" are addresses.
 _SOURCES = ("image", "path", "url")
 
 #: llava-hf: `USER: <image>\n{question} ASSISTANT:`, images before the words of their message.
@@ -49,9 +51,10 @@ class Conversation(NamedTuple):
 
 
 class Renderer(Protocol):
-    """What is asked of a tokenizer here: to run a Jinja chat template, as every HF tokenizer does."""
+    """What is asked of a tokenizer here: its special tokens by name, which templates may write."""
 
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
+    @property
+    def special_tokens_map(self) -> Mapping[str, Any]: ...
 
 
 def read_prompt(prompt: Prompt, images: Sequence[ImageSource] = ()) -> Conversation:
@@ -59,13 +62,16 @@ def read_prompt(prompt: Prompt, images: Sequence[ImageSource] = ()) -> Conversat
 
     Args:
         prompt: a question, or messages in the HF form: `{"role": ..., "content": text or parts}`, where a part is
-            `{"type": "text", "text": ...}` or `{"type": "image"}`, which may carry its own image under "image" or
-            "path". `<image>` inside a text is a mark as well, and stays where it stands.
+            `{"type": "text", "text": ...}` or `{"type": "image"}`, which may carry its own image under "image", "path"
+            or "url", or OpenAI's `{"type": "image_url", "image_url": {"url": ...}}`. `<image>` inside a text is a mark
+            as well, and stays where it stands.
         images: the images of this prompt, in the order of the marks. Without any mark they go first.
 
     Raises:
         PromptError: no words to answer, a malformed message, or marks that are not as many as the images.
     """
+    if not isinstance(prompt, list | tuple | str):
+        raise PromptError(f"expected a question (a text) or a list of chat messages as prompt, got {shown(prompt)}")
     question = {"role": "user", "content": prompt}
     messages = [_read_message(message) for message in ([question] if isinstance(prompt, str) else prompt)]
     if not messages or messages[-1]["role"] != "user":
@@ -86,13 +92,11 @@ def render(conversation: Conversation, renderer: Renderer, template: str) -> str
         PromptError: the template fails on these messages, or drops or adds an image mark.
     """
     messages = conversation.messages
-    if "type" not in template:  # a template of a text-only chat, which knows contents as plain strings
-        messages = [{**message, "content": _flatten(message)} for message in messages]
     try:
-        text = renderer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # a template is a foreign program: whatever it raises, it could not be applied
+        if not wants_parts(template):  # it knows contents as plain texts
+            messages = [{**message, "content": _flatten(message)} for message in messages]
+        text = render_template(template, messages, renderer.special_tokens_map)
+    except TemplateError as error:
         raise PromptError(f"the checkpoint's chat template fails on this chat: {error}") from error
     if text.count(IMAGE_MARK) != len(conversation.images):
         raise PromptError(
@@ -109,30 +113,49 @@ def read_raw(prompt: Prompt, images: Sequence[ImageSource] = ()) -> str:
         PromptError: as `read_prompt`.
     """
     if not isinstance(prompt, str):
-        raise PromptError("a raw prompt is one text; messages need the chat template")
+        raise PromptError(f"a raw prompt is one text; messages need the chat template, got {shown(prompt)}")
     conversation = read_prompt(prompt, images)
     return "".join(part.get("text", IMAGE_MARK + "\n") for part in _parts(conversation.messages))
 
 
-def _read_message(message: Message) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        raise PromptError(f"expected a message with a role of {', '.join(ROLES)}, got {message!r}")
+def _read_message(message: Any) -> dict[str, Any]:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if not isinstance(role, str) or role not in ROLES:
+        raise PromptError(f"expected a message with a role of {', '.join(ROLES)}, got {shown(message)}")
     content = message.get("content")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list | tuple):
-        raise PromptError(f"expected a message's content to be a text or a list of parts, got {content!r}")
-    return {"role": message["role"], "content": [_read_part(part) for part in content]}
+        raise PromptError(f"expected a message's content to be a text or a list of parts, got {shown(content)}")
+    return {"role": str(role), "content": [_read_part(part) for part in content]}
 
 
 def _read_part(part: Any) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
+    kind = kind if isinstance(kind, str) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+        return {"type": "text", "text": _checked_text(part["text"])}
     if kind == "image":
         carried = [part[key] for key in _SOURCES if part.get(key) is not None]
         return {"type": "image", "image": carried[0]} if carried else {"type": "image"}
-    raise PromptError(f"expected a part of type 'text', with its text, or 'image', got {part!r}")
+    if kind == "image_url":
+        url = part.get("image_url")
+        url = url.get("url") if isinstance(url, Mapping) else url
+        if isinstance(url, str):
+            return {"type": "image", "image": url}
+    raise PromptError(f"expected a part of type 'text', with its text, 'image' or 'image_url', got {shown(part)}")
+
+
+def _checked_text(text: str) -> str:
+    """Plain text that a tokenizer can read: half of a surrogate pair is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise PromptError(
+            f"expected a text, got half of a surrogate pair (U+{code:04X}) at character {error.start + 1}"
+        ) from None
+    return str(text)
 
 
 def _place_images(conversation: Conversation) -> None:

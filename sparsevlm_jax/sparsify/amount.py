@@ -56,10 +56,10 @@ def number_or_share(things: str) -> Check:
     return check
 
 
-def parse_amount(value: Amount) -> int | Share:
+def parse_amount(value: Amount, *, name: str = "tokens") -> int | Share:
     """A budget: a number of tokens (192, "192") or a share of them ("1/3", 0.25, "25%", Fraction(1, 3)).
 
     Raises:
         ValueError: unless it is at least 1 token or a share in (0, 1].
     """
-    return number_or_share("tokens")("tokens", value)
+    return number_or_share("tokens")(name, value)

@@ -1,12 +1,13 @@
-"""Index files must agree with their shards on every tensor; what does not is one error that names it."""
+"""Which files of a folder are read: those that `transformers` reads. What is missing or doubled is named in one error."""
 
 import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sparsevlm_jax.convert.files import open_weights
-from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from tests import tiny
 
 INDEX = "model.safetensors.index.json"
@@ -46,14 +47,53 @@ def test_metadata_is_optional(folder):
     assert open_weights(folder).keys() == set("abcd")
 
 
-def test_a_tensor_in_another_shard_than_said(folder):
-    change_index(folder, a=SECOND)
-    assert_refused(folder, f"{SECOND} lacks 'a', which the index places there")
+@pytest.mark.parametrize("place", [SECOND, None])
+def test_a_tensor_in_another_shard_than_said_or_not_listed_is_read_with_a_warning(folder, place):
+    change_index(folder, a=place)
+    with pytest.warns(CheckpointWarning, match=f"does not say where all is: 'a' is in {FIRST}$"):
+        assert open_weights(folder).keys() == set("abcd")
 
 
-def test_a_tensor_the_index_does_not_list(folder):
-    change_index(folder, a=None)
-    assert_refused(folder, f"{FIRST} holds 'a', which the index does not list")
+def test_a_tensor_the_index_lists_and_no_shard_holds(folder):
+    change_index(folder, e=FIRST, f=SECOND)
+    assert_refused(folder, f"{INDEX} does not match its shards: {FIRST} lacks 'e'; {SECOND} lacks 'f'")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("held", [True, False])
+def test_what_is_ignored_may_be_anywhere_or_nowhere(folder, listed, held):
+    if held:
+        for file, names in ((FIRST, "ac"), (SECOND, "bd")):
+            save_file({name: torch.ones(2) for name in (*names, "rope.inv_freq")}, folder / file)
+    change_index(folder, **{"rope.inv_freq": FIRST if listed else None})
+    assert open_weights(folder, ignored=[r".*\.inv_freq"]).keys() == set("abcd")
+
+
+class TestPrecedence:
+    """Safetensors before `.bin`, a whole file before an index: transformers' order. Each form holds another number."""
+
+    FORMS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+    @pytest.fixture
+    def crowded(self, tmp_path):
+        for number, form in enumerate(self.FORMS):
+            state = {name: torch.full((2,), float(number)) for name in "ab"}
+            tiny.write_shards(tmp_path, state, shards=1 + form.endswith(".json"), kind="bin" if "bin" in form else "st")
+        return tmp_path
+
+    @pytest.mark.filterwarnings("ignore:.*the first is read, the index and its shards are not:UserWarning")
+    def test_the_order(self, crowded):
+        for number, form in enumerate(self.FORMS):
+            assert {float(tensor.open()[0]) for tensor in open_weights(crowded).values()} == {number}
+            (crowded / form).unlink()
+
+    def test_two_sets_of_one_kind_are_told_of(self, crowded):
+        with pytest.warns(CheckpointWarning, match=rf"holds model\.safetensors and {INDEX}: the first is read"):
+            open_weights(crowded)
+
+    def test_a_second_kind_is_usual(self, crowded):
+        (crowded / INDEX).unlink()
+        assert open_weights(crowded)
 
 
 def test_a_tensor_in_two_shards(folder):
@@ -63,8 +103,9 @@ def test_a_tensor_in_two_shards(folder):
 
 
 def test_all_disagreements_are_reported_together(folder):
-    change_index(folder, a=SECOND, d=None)
-    assert_refused(folder, "lacks 'a'.*; .*holds 'd'")
+    save_file({"a": torch.ones(2), "b": torch.ones(2)}, folder / FIRST)
+    change_index(folder, e=FIRST)
+    assert_refused(folder, "'b' is in two shards.*; .*lacks 'e'")
 
 
 def test_a_missing_shard(folder):

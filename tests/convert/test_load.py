@@ -12,6 +12,7 @@ import torch
 from sparsevlm_jax.convert import read_config, read_params, write_random_checkpoint
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import abstract_params
+from sparsevlm_jax.sources import load_checkpoint
 from sparsevlm_jax.trees import flatten
 from tests import tiny
 
@@ -125,8 +126,32 @@ def test_a_tied_head_saved_beside_its_embedding_must_equal_it(tmp_path):
     tiny.write_shards(tmp_path, state | {"language_model.lm_head.weight": embedding.clone()})
     assert "lm_head.kernel" not in load(tmp_path)
     tiny.write_shards(tmp_path, state | {"language_model.lm_head.weight": embedding + 1})
-    with pytest.raises(CheckpointError, match=r"ties the embeddings, but 'language_model\.lm_head\.weight' differs"):
+    with pytest.raises(CheckpointError, match="ties the embeddings, but the head differs from them"):
         load(tmp_path)
+
+
+def test_a_tied_head_saved_alone_is_the_embedding(tmp_path):
+    model = tiny.tiny_llava(tied=True)
+    tiny.save_llava(tmp_path, model)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    state["language_model.lm_head.weight"] = state.pop("language_model.model.embed_tokens.weight")
+    tiny.write_shards(tmp_path, state)
+    theirs, told = tiny.load_in_transformers(tmp_path)
+    assert not told["missing_keys"]
+    assert_same(load(tmp_path), {k: v for k, v in expected(theirs).items() if k != "lm_head.kernel"})
+
+
+def test_a_head_that_differs_from_tied_embeddings_stays_apart_as_in_transformers(tmp_path):
+    model = tiny.tiny_llava(tied=True)
+    tiny.save_llava(tmp_path, model)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    head = state["language_model.model.embed_tokens.weight"] + 1
+    tiny.write_shards(tmp_path, state | {"language_model.lm_head.weight": head})
+    theirs, _ = tiny.load_in_transformers(tmp_path)
+    with pytest.warns(CheckpointWarning, match="ties the head to the embeddings, but the weights of both differ"):
+        config, params, _ = load_checkpoint(tmp_path)
+    assert not config.text.tie_word_embeddings
+    assert_same(flatten(params), expected(theirs))
 
 
 def test_nan_and_infinity_are_warned_of_by_name(tmp_path):
@@ -167,6 +192,33 @@ class TestOriginalLayout:
         config = read_config(original, vision_tower=clip)
         params = read_params(original, config, vision_tower=clip)
         assert_same(flatten(params), expected(model))
+
+    @pytest.mark.parametrize("described", ["by its own config", "by a folder given"])
+    def test_a_tower_inside_goes_before_the_path_that_the_config_names(self, tmp_path, model, described):
+        vision = {"model_type": "clip_vision_model"} | model.config.vision_config.to_dict()
+        path = {"mm_vision_tower": "/home/somebody/clip-vit-large-patch14-336"}
+        other = tmp_path / "other"
+        self.save_clip(other, tiny.tiny_llava(seed=1), whole=False)
+        if described == "by its own config":
+            self.save(tmp_path, model, config=path | {"vision_config": vision})
+            assert_same(flatten(load_checkpoint(tmp_path).params), expected(model))
+        else:
+            self.save(tmp_path, model, config=path)
+            assert_same(flatten(load_checkpoint(tmp_path, vision_tower=other).params), expected(model))
+
+    def test_a_tower_at_a_relative_path(self, tmp_path, model, monkeypatch):
+        self.save(tmp_path / "llava", model, config={"mm_vision_tower": "towers/clip"}, drop="model.vision_tower.")
+        (tmp_path / "towers").mkdir()
+        self.save_clip(tmp_path / "towers" / "clip", model, whole=True)
+        monkeypatch.chdir(tmp_path)
+        assert_same(flatten(load_checkpoint("llava").params), expected(model))
+
+    def test_a_known_tower_is_known_at_any_path(self, tmp_path, model):
+        self.save(
+            tmp_path, model, config={"mm_vision_tower": "/data/clip-vit-large-patch14-336", "mm_hidden_size": 1024}
+        )
+        config = read_config(tmp_path)
+        assert (config.vision.image_size, config.vision.hidden_size) == (336, 1024)
 
     def test_without_its_tower(self, tmp_path, model):
         self.save(tmp_path, model, drop="model.vision_tower.")

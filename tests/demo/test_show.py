@@ -1,5 +1,7 @@
 """The demo asks three questions of a street nobody has seen, and tells answers and savings as they are."""
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -31,7 +33,23 @@ def test_pruned_runs_cost_less_and_say_so(demo):
         assert asked.sparse_report.mean_entering_layers < asked.dense_report.mean_entering_layers == 144
         assert asked.sparse_report.flops < asked.dense_report.flops
     text = "\n".join(show.lines(demo[0]))
-    assert "truth" in text and "144.0 ->" in text
+    ((dense, sparse),) = re.findall(r"entering a layer, mean +([\d.]+) +([\d.]+)", text)
+    assert "truth" in text and dense == "144.0" and float(sparse) < 100
+    assert f"so more enter one: {sparse}." in text and "on average 7" in text  # half of 144 are left after a layer
+
+
+def test_a_file_that_is_there_is_left_alone(demo, tmp_path):
+    _, path = demo
+    picture, again = demo[0].picture, tmp_path / "again.png"
+    again.write_bytes(path.read_bytes())
+    show.save(picture, again)  # the same picture: as before
+    assert again.read_bytes() == path.read_bytes()
+    again.write_bytes(b"a photograph")
+    with pytest.raises(ValueError, match="again.png is there already and is another picture"):
+        show.save(picture, again)
+    assert again.read_bytes() == b"a photograph"
+    with pytest.raises(ValueError, match="ending in .png"):
+        show.save(picture, tmp_path / "street.txt")
 
 
 def test_the_bundled_model_reads_the_sign(demo):

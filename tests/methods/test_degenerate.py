@@ -69,7 +69,7 @@ def test_one_token_or_none(name, kept):
 def test_more_than_there_are_is_all_and_a_budget_of_nothing_is_refused(name):
     assert pruned(name, 10_000).plan(DEPTH, BUCKET)[0].table == (0, STEP, 2 * STEP)
     for nothing in (0, "0", 0.0, -1, "0/3"):
-        with pytest.raises(ValueError, match="at least 1 token|number of tokens"):
+        with pytest.raises(ValueError, match="number of tokens"):
             pruned(name, nothing)
 
 
@@ -115,7 +115,7 @@ def test_options_out_of_range_are_refused():
         pruned("visionzip", contextual=0)
     with pytest.raises(ValueError, match="power"):
         pruned("sparsevlm-diverse", power=-1.0)
-    with pytest.raises(ValueError, match="no method is called 'magic'.*divprune"):
+    with pytest.raises(ValueError, match="method must be one of .*divprune.* got 'magic'"):
         methods.create("magic")
 
 

@@ -89,13 +89,18 @@ def test_a_raw_prompt_is_tokenised_as_it_stands(processor):
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
-@pytest.mark.parametrize("text", ["What?", "<s>What?", "<s><s>What?"])
-def test_there_is_one_bos_whoever_writes_it(adds_bos, text):
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_bos_token = adds_bos
-    assert (tokenizer("What?")["input_ids"][0] == tokenizer.bos_token_id) == adds_bos
-    ids = Processor(tokenizer, CONFIG, pixels=PixelConfig.square(IMAGE_SIZE)).encode(text)
-    assert ids[0] == tokenizer.bos_token_id and (ids == tokenizer.bos_token_id).sum() == 1
+@pytest.mark.parametrize("start", ["", "<s>", "<s><s>"])
+def test_a_bos_is_there_as_in_the_chat_template_of_the_hf_processor(adds_bos, start):
+    """Whoever writes it, it is not written twice; a tokenizer that adds none gets none."""
+    hf: Any = tiny_processor()
+    hf.tokenizer.add_bos_token = adds_bos
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
+    template = start + "USER: {{ messages[0]['content'][0]['text'] }} ASSISTANT:"
+    theirs = hf.apply_chat_template(chat, chat_template=template, tokenize=True, return_dict=True)["input_ids"]
+    processor = Processor(hf.tokenizer, CONFIG, pixels=PixelConfig.square(IMAGE_SIZE), template=template)
+    ours = processor([chat])
+    np.testing.assert_array_equal(ours.input_ids[0], np.ravel(theirs))
+    assert (ours.input_ids[0] == hf.tokenizer.bos_token_id).sum() == (start.count("<s>") or adds_bos)
 
 
 def test_a_tokenizer_without_the_mark_has_its_chunks_tokenised_apart_as_the_original_does():
@@ -170,7 +175,7 @@ def test_padding_to_a_square_can_be_chosen(folder):
     assert Processor.from_folder(folder, CONFIG, pad_to_square=True).pixels.do_pad
 
 
-@pytest.mark.parametrize(("value", "expected"), [(7, (7,)), ([7, 8], (7, 8)), (None, (2,)), ("x", (2,))])
+@pytest.mark.parametrize(("value", "expected"), [(7, (7,)), ([7, 8], (7, 8)), (None, (2,)), ([], (2,))])
 def test_generation_config_says_what_ends_an_answer(folder, value, expected):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     assert Processor.from_folder(folder, CONFIG).eos_token_ids == expected

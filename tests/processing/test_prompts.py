@@ -117,9 +117,9 @@ def test_a_prompt_without_words_is_refused(prompt):
         ([{"role": "robot", "content": "Hello."}], "a role of system, user, assistant"),
         (["Hello."], "expected a message"),
         ([{"role": "user"}], "a text or a list of parts, got None"),
-        ([user({"type": "video", "video": "a.mp4"})], "of type 'text', with its text, or 'image'"),
-        ([user({"type": "text"})], "of type 'text', with its text, or 'image'"),
-        ([user("Hello.")], "of type 'text', with its text, or 'image'"),
+        ([user({"type": "video", "video": "a.mp4"})], "of type 'text', with its text, 'image' or 'image_url'"),
+        ([user({"type": "text"})], "of type 'text', with its text, 'image' or 'image_url'"),
+        ([user("Hello.")], "of type 'text', with its text, 'image' or 'image_url'"),
     ],
 )
 def test_a_malformed_chat_is_refused(prompt, message):

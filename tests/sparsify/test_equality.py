@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevlm_jax import methods, sparsify
+from sparsevlm_jax.methods import tome, visionzip
 from sparsevlm_jax.methods.tome import PerImage
 from sparsevlm_jax.sparsify import Bucket, Geometric, KeptTokens, RankScale, RaterScore, Share, SparsityConfig, Tokens
 from sparsevlm_jax.sparsify.config import StagePlan
@@ -69,7 +70,7 @@ BASES: dict[str, Any] = {
     "RankDeficit": sparsify.RankDeficit(0.5),
     "Share": Share(Fraction(1, 2)),
     "SparsityConfig": SparsityConfig.sparsevlm(9),
-    "TokenMerging": methods.tome.TokenMerging(PerImage(5)),
+    "TokenMerging": tome.TokenMerging(PerImage(5)),
     "Tokens": Tokens(9),
 }
 FIELDS = [(kind, field.name) for kind in parts() for field in dataclasses.fields(kind)]
@@ -125,7 +126,8 @@ def test_fields_that_are_equal_are_equal_in_type(kind, name):
 def test_a_number_of_tokens_is_never_a_share_of_them(name):
     one, every = methods.create(name, 1), methods.create(name, "100%")
     assert one is None or (one != every and every == methods.create(name, 1.0) == methods.create(name, Fraction(1)))
-    assert one == methods.create(name, "1") == methods.create(name, np.int64(1))
+    number: Any = np.int64(1)
+    assert one == methods.create(name, "1") == methods.create(name, number)
 
 
 def test_one_head_is_not_all_heads():
@@ -145,7 +147,7 @@ PARTS: dict[str, st.SearchStrategy] = {
     "recycle": st.one_of(
         st.none(),
         st.builds(dict, kind=st.just(sparsify.Recycle), candidates=leaf, cluster_size=leaf, size_aware=leaf),
-        st.builds(dict, kind=st.just(methods.visionzip.Contextual), dominant=leaf, contextual=leaf),
+        st.builds(dict, kind=st.just(visionzip.Contextual), dominant=leaf, contextual=leaf),
     ),
     "select": st.builds(dict, kind=st.just(sparsify.Determinantal), power=leaf, centred=leaf, ridge=leaf),
     "layers": st.one_of(st.none(), st.sampled_from([(2, 6, 15), (2.0, 6, 15), (np.int64(2), 6, 15), [2, 6, 15]])),
