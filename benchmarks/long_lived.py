@@ -33,7 +33,7 @@ def tiny_model() -> Any:
 
     vlm = sv.load()
     vision = replace(vlm.config.vision, hidden_size=32, intermediate_size=64, num_hidden_layers=2, patch_size=42)
-    text = replace(vlm.config.text, hidden_size=64, intermediate_size=64, num_hidden_layers=3, head_dim=16)
+    text = replace(vlm.config.text, hidden_size=64, intermediate_size=64, num_hidden_layers=4, head_dim=16)
     config = replace(vlm.config, vision=vision, text=text)
     processor = Processor.from_folder(CHECKPOINT, config)
     return replace(vlm, config=config, params=init_params(config), processor=processor, name="tiny")

@@ -38,9 +38,9 @@ def measure(picture: str) -> dict[str, float]:
     vlm.Processor.from_folder = _timed(vlm.Processor.from_folder, seconds, "tokenizer")
     compiling: list[float] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event.endswith("backend_compile_duration"):
-            compiling.append(duration)
+            compiling.append(duration_secs)
 
     model = vlm.load()
     jax.monitoring.register_event_duration_secs_listener(listen)

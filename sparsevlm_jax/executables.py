@@ -56,8 +56,9 @@ def load(path: Path) -> Any:
         if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
             raise ValueError("the digest is another")
         device = jax.devices()[0]
-        stored = pickle.loads(content[_DIGEST:])
-        compiled = serialize_executable.deserialize_and_load(*stored, device.client, [device])
+        payload, ins, outs = pickle.loads(content[_DIGEST:])
+        where = dict(backend=device.client, execution_devices=[device])
+        compiled = serialize_executable.deserialize_and_load(payload, ins, outs, **where)
         os.utime(path)
     except Exception:  # damaged bytes, or an XLA that thinks otherwise of its own: whatever it is, compiling helps
         path.unlink(missing_ok=True)

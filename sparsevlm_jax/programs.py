@@ -3,9 +3,10 @@
 `jax.jit` hides compilation inside a call; here it is explicit, so that a report can say what was compiling and what was
 computing, and a test can count programs.
 
-`jax.jit` also keeps what it has compiled for ever. A program of a small model takes some 15 MB and, on a CPU, 300 of
-the 65,530 memory maps that Linux grants a process, which is killed when it has no more. So all programs together are
-bounded: above `limit()` the one that was used least recently is given back.
+`jax.jit` also keeps what it has compiled for ever. On a CPU a program of a small model takes some 15 MB and 300 memory
+maps, one of twelve layers a thousand; Linux grants a process 65,530 and kills the one that wants more. So all programs
+together are bounded: above `limit()`, or where the process has used up half of its maps, the one that was used least
+recently is given back.
 """
 
 import functools
@@ -14,6 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,10 +28,11 @@ LIMIT = 64
 
 
 class Programs:
-    """Compiled programs by key, at most `limit()` of them: the least recently used goes first. For threads."""
+    """Compiled programs by key: above `limit()` of them, and while the process is `crowded()`, the least recently used
+    goes, but the last. For threads."""
 
-    def __init__(self, limit: Callable[[], int]):
-        self._limit = limit
+    def __init__(self, limit: Callable[[], int], crowded: Callable[[], bool] = lambda: False):
+        self._limit, self._crowded = limit, crowded
         self._kept: OrderedDict[Any, Any] = OrderedDict()
         self._lock, self._compiling = threading.Lock(), threading.Lock()
 
@@ -59,7 +62,7 @@ class Programs:
             made = make()
             with self._lock:
                 self._kept[key] = made
-                while len(self._kept) > self._limit():
+                while len(self._kept) > self._limit() or (len(self._kept) > 1 and self._crowded()):
                     self._kept.popitem(last=False)
             return made
 
@@ -80,7 +83,17 @@ def limit() -> int:
     return int(text)
 
 
-PROGRAMS = Programs(limit)
+def crowded() -> bool:
+    """Whether more than half of the memory maps that the system grants this process are taken. Not known: no."""
+    try:
+        granted = int(Path("/proc/sys/vm/max_map_count").read_text())
+        taken = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except (OSError, ValueError):
+        return False
+    return taken > granted // 2
+
+
+PROGRAMS = Programs(limit, crowded)
 
 
 class Program:

@@ -1,5 +1,7 @@
 """Shapes come from short ladders, and what pads a batch changes nothing and costs no step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def test_no_images_are_padded_to_none():
 
 
 def test_rows_of_padding_change_no_answer_and_no_report(vlm):
-    options = dict(sparsity=HALF, max_new_tokens=6)
+    options: Any = dict(sparsity=HALF, max_new_tokens=6)
     five = host.Run(vlm, PROMPTS, IMAGES, HALF, 6)
     assert (five.rows, len(five.batch.length), len(five.batch.pixel_values)) == (5, 6, 6)
     together = sv.generate(vlm, PROMPTS, IMAGES, **options)
@@ -58,7 +60,7 @@ def test_rows_of_padding_change_no_answer_and_no_report(vlm):
 
 
 def test_draws_do_not_depend_on_padding(vlm):
-    options = dict(sparsity=HALF, max_new_tokens=6, temperature=1.0)
+    options: Any = dict(sparsity=HALF, max_new_tokens=6, temperature=1.0)
     together = sv.generate(vlm, PROMPTS, IMAGES, seed=[1, 2, 3, 4, 5], **options)
     last = sv.generate(vlm, PROMPTS[-1], IMAGES[-1], seed=5, **options)
     assert last.tokens.tolist() == together[-1].tokens.tolist()

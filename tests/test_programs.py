@@ -83,6 +83,34 @@ def test_clearing_gives_all_maps_back():
     assert len(kept) == 0 and memory_maps() < before + 25
 
 
+def test_a_crowded_process_gives_programs_back_whatever_the_limit():
+    crowd = [False]
+    kept = Programs(lambda: 9, lambda: crowd[0] and len(kept) > 2)
+    program = Program(mix, static=("rounds",), programs=kept)
+    for size in (3, 4, 5):
+        program(square(size), rounds=1)
+    assert len(kept) == 3
+    crowd[0] = True
+    program(square(6), rounds=1)
+    assert [program(square(size), rounds=1)[2] for size in (5, 6)] == [0, 0] and len(kept) == 2
+
+
+def test_the_last_program_stays_however_crowded():
+    kept = Programs(lambda: 9, lambda: True)
+    program = Program(mix, static=("rounds",), programs=kept)
+    program(square(3), rounds=1)
+    assert program(square(3), rounds=1)[2] == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+def test_a_process_is_crowded_where_half_of_its_maps_are_taken(monkeypatch):
+    assert not programs.crowded()
+    read = Path.read_text
+    granted = str(2 * memory_maps() - 50)
+    monkeypatch.setattr(Path, "read_text", lambda path: granted if path.name == "max_map_count" else read(path))
+    assert programs.crowded()
+
+
 def test_threads_that_want_one_program_compile_it_once_and_all_get_it():
     kept, program = bounded(2)
     taken: list[float] = []

@@ -5,6 +5,7 @@ What crosses `jax.jit` is a nested dict with string keys, and a module is put ar
 names, list positions as "0", "1", ...
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -43,14 +44,29 @@ def bind(module: Callable, config: Any, params: dict) -> Any:
 
 
 def shapes(module: Callable, config: Any, dtype: jax.typing.DTypeLike) -> dict:
-    """The tree `bind` takes, as `jax.ShapeDtypeStruct`s of `dtype`."""
-    tree = _keys(_split(module, config)[1], str)
+    """The tree `bind` takes, as `jax.ShapeDtypeStruct`s of `dtype`.
+
+    The layers of a module are alike, so one is built, and its shapes stand for all: a model is loaded without waiting
+    for a module of its depth.
+    """
+    depth = getattr(config, "num_hidden_layers", 0)
+    one = dataclasses.replace(config, num_hidden_layers=1) if depth > 1 else config
+    tree = _repeat(_keys(_split(module, one)[1], str), depth)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
 
 
 def init(module: Callable, config: Any, seed: int) -> dict:
     """Freshly initialised parameters, float32."""
     return _keys(nnx.to_pure_dict(nnx.split(module(config, rngs=nnx.Rngs(seed)))[1]), str)
+
+
+def _repeat(tree: Any, depth: int) -> Any:
+    """Every list of one, {"0": layer}, as a list of `depth`."""
+    if not isinstance(tree, dict):
+        return tree
+    if tree.keys() == {"0"} and depth > 1:
+        return {str(index): tree["0"] for index in range(depth)}
+    return {key: _repeat(value, depth) for key, value in tree.items()}
 
 
 def _keys(tree: Any, convert: Callable) -> Any:
