@@ -8,7 +8,9 @@
 `save` is atomic (see `atomic`): a folder with this content is whole.
 """
 
+import errno
 import json
+import os
 import re
 import tempfile
 import warnings
@@ -212,7 +214,8 @@ def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
         with context, progress.step(f"writing {target}"), _readable_path(path.parent) as parent:
             ocp.save(str(parent / path.name), params)
     except Exception as error:  # the storage layer raises many kinds
-        raise CheckpointError(f"cannot write {target}: {_first_line(error)}") from error
+        full = os.strerror(errno.ENOSPC)
+        raise CheckpointError(f"cannot write {target}: {full if full in str(error) else _first_line(error)}") from error
 
 
 def _orbax_load(path: Path, abstract: dict) -> dict:

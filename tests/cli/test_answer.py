@@ -117,7 +117,7 @@ def test_compare_json_is_one_object(run, common):
         ("--method dense --trace trace.npz", "no trace to save"),
         ("--compare dense --stream", "choose one of them"),
         ("--compare sparsevlm", "the method itself"),
-        ("--compare magic", "no method is called 'magic'"),
+        ("--compare magic", "got 'magic'"),
         ("--batch-size 2", "there is one prompt"),
         ("--tokens 1e99999999", "1e99999999"),
     ],
