@@ -100,11 +100,12 @@ class Examiner:
         inputs, bucket = self.inputs(rows, sparsity)
         static: dict[str, Any] = dict(config=self.vlm.config, implementation=self.vlm.implementation)
         out = _prefill(self.vlm.params, inputs, sparsity=sparsity, bucket=bucket, new_tokens=NEW_TOKENS, **static)
-        limit = jnp.int32(NEW_TOKENS)
-        generated, _ = _generate(self.vlm.params, out.logits, out.state, limit, buffer=NEW_TOKENS, **static)
-        tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)
+        real, limit = len(rows), jnp.int32(NEW_TOKENS)
+        answer = (self.vlm.params, out.logits, out.state, limit, None, jnp.int32(real))
+        generated, _ = _generate(*answer, buffer=NEW_TOKENS, **static)
+        tokens, counts = np.asarray(generated.tokens)[:real], np.asarray(generated.count)[:real]
         told = [self.vlm.processor.decode(row[:size]) for row, size in zip(tokens, counts, strict=True)]
-        return told, np.asarray(out.visual_count), np.asarray(inputs.length)
+        return told, np.asarray(out.visual_count)[:, :real], np.asarray(inputs.length)[:real]
 
     def _ids(self, text: str) -> np.ndarray:
         """A question's ids; the processor wants a picture, any will do."""

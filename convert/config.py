@@ -11,6 +11,8 @@ from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
 
+from .kinds import ORIGINAL_TYPES, is_original, read_llava_json
+
 CLIP_L_336 = {
     "model_type": "clip_vision_model",
     "hidden_size": 1024,
@@ -31,23 +33,17 @@ _IMPLEMENTED = {
     "mm_patch_merge_type": (None, "flat"),
     "mm_vision_select_feature": (None, "patch", "cls_patch"),
     "image_aspect_ratio": (None, "pad", "square"),
-    "image_grid_pinpoints": (None,),
     "tune_mm_vision_resampler": (None, False),
     "s2": (None, False),
 }
-# Fields that say how it was trained, or that are read elsewhere.
-_NOT_FOR_TEXT = {
-    *("architectures", "model_type", "vision_config", "mm_hidden_size", "mm_vision_tower", "mm_vision_select_layer"),
-    *("use_mm_proj", "pretrain_mm_mlp_adapter", "freeze_mm_mlp_adapter", "tune_mm_mlp_adapter", "mm_projector_lr"),
-    *("freeze_mm_vision_resampler", "unfreeze_mm_vision_tower", "mm_vision_tower_lr", "max_sequence_length"),
-    *(
-        "video",
-        "tokenizer_padding_side",
-        "tokenizer_model_max_length",
-        "image_crop_resolution",
-        "image_split_resolution",
-    ),
-}
+# Fields that say how it was trained, that only other settings make count, or that are read elsewhere.
+_NOT_FOR_TEXT = frozenset(
+    """model_type vision_config mm_hidden_size mm_vision_tower vision_tower mm_vision_select_layer use_mm_proj
+    pretrain_mm_mlp_adapter freeze_mm_mlp_adapter tune_mm_mlp_adapter mm_projector_lr freeze_mm_vision_resampler
+    unfreeze_mm_vision_tower mm_vision_tower_lr max_sequence_length mm_tunable_parts tune_entire_model
+    vision_tower_pretrained video tokenizer_padding_side tokenizer_model_max_length image_grid_pinpoints
+    image_crop_resolution image_split_resolution mm_newline_position mm_spatial_pool_mode s2_scales""".split()
+)
 
 
 def read_config(
@@ -63,21 +59,18 @@ def read_config(
 
     Raises:
         CheckpointError: `config.json` is missing or not JSON, or says too little about the vision tower.
-        ValueError: naming every field whose value is not implemented.
+        ValueError: naming every field whose value is not implemented, or the kind of model that it is instead.
+
+    Warns:
+        CheckpointWarning: once, naming every field that is none of the model's.
     """
     path = Path(folder) / "config.json"
-    config = read_json(path)
-    if is_original(config):
-        config = original_to_hf(config, vision_config=_vision_config(path, config, vision_tower, without), where=path)
-    try:
-        return LlavaConfig.from_hf(config)
-    except UnsupportedConfig as error:
-        raise UnsupportedConfig(f"{path.parent}: {error}") from None
-
-
-def is_original(config: dict) -> bool:
-    """Whether a config is of the original code; both forms have been seen with model_type "llava"."""
-    return "text_config" not in config and any(str(name).startswith("mm_") for name in config)
+    config = read_llava_json(folder)
+    if not is_original(config):
+        return LlavaConfig.from_hf(config, where=str(path))
+    vision_config = _vision_config(path, config, vision_tower, without)
+    config = original_to_hf(config, vision_config=vision_config, where=path)
+    return LlavaConfig.from_hf(config, where=str(path), inlined=("text_config",))
 
 
 def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "config.json") -> dict:
@@ -93,23 +86,24 @@ def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "co
     ]
     known = _IMPLEMENTED.keys() | _NOT_FOR_TEXT
     complaints += [
-        f"{name} = {config[name]!r} is not known" for name in config if name[:3] == "mm_" and name not in known
+        f"{name} = {value!r} is not known"
+        for name, value in config.items()
+        if name[:3] == "mm_" and name not in known and value not in (None, False)
     ]
-    if config.get("model_type") not in ("llava", "llava_llama"):
-        complaints.append(f"model_type = {config.get('model_type')!r}, implemented: 'llava', 'llava_llama'")
     if config.get("mm_hidden_size", vision_config.get("hidden_size")) != vision_config.get("hidden_size"):
         complaints.append(
             f"mm_hidden_size = {config['mm_hidden_size']!r}, the vision tower has {vision_config.get('hidden_size')!r}"
         )
     if complaints:
         raise UnsupportedConfig(f"{where} is not supported: {'; '.join(complaints)}")
+    decoder = ORIGINAL_TYPES.get(config.get("model_type", "llava"), "llama")
     strategy = "full" if config.get("mm_vision_select_feature") == "cls_patch" else "default"
     return {
         "model_type": "llava",
         "image_token_index": config.get("vocab_size", 32000),
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": strategy,
-        "text_config": {name: value for name, value in config.items() if name not in known},
+        "text_config": {"model_type": decoder} | {k: v for k, v in config.items() if k not in known},
         "vision_config": vision_config,
     }
 

@@ -16,12 +16,12 @@ import numpy as np
 
 from sparsevlm_jax import progress
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, abstract_params
 from sparsevlm_jax.trees import flatten, nest
 
-from .config import is_original, read_config
+from .config import read_config
 from .files import open_weights
+from .kinds import is_original, read_llava_json
 from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, layout_of
 from .tensors import StoredTensor, is_finite
 
@@ -73,7 +73,7 @@ def read_params(
 
 def external_tower(folder: str | Path) -> str | None:
     """The name of the vision tower that an original checkpoint expects to find elsewhere; None if it needs none."""
-    config = read_json(Path(folder) / "config.json")
+    config = read_llava_json(folder)
     name = config.get("mm_vision_tower")
     if not is_original(config) or not isinstance(name, str):
         return None
@@ -85,15 +85,10 @@ def describe(
 ) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
     """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read. An original
     checkpoint's vision tower may lie in a folder of its own."""
-    original = is_original(read_json(Path(folder) / "config.json"))
+    kind = "original" if is_original(read_llava_json(folder)) else "huggingface"
+    config = read_config(folder, vision_tower=vision_tower)
     tensors = open_weights(folder, ignored=LLAVA_IGNORED)
-    stored = [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()]
-    return (
-        "original" if original else "huggingface",
-        layout_of(tensors),
-        stored,
-        read_config(folder, vision_tower=vision_tower),
-    )
+    return kind, layout_of(tensors), [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()], config
 
 
 def _plan(
@@ -101,8 +96,9 @@ def _plan(
 ) -> tuple[dict[str, tuple[int, ...]], list[Group]]:
     """Every parameter to fill, and the tensors to fill them from."""
     tensors = open_weights(folder, ignored=LLAVA_IGNORED)
-    elsewhere = vision_tower is not None and not _has_tower(tensors)
-    tower = open_weights(vision_tower, ignored=CLIP_IGNORED) if elsewhere else {}
+    tower = {}
+    if vision_tower is not None and not _has_tower(tensors):
+        tower = open_weights(vision_tower, ignored=CLIP_IGNORED)
     layers = config.text.num_hidden_layers + (0 if _TOWER in without else config.vision.num_hidden_layers)
     if layers > len(tensors) + len(tower):  # before a tree of that many layers is built
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")

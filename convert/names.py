@@ -99,6 +99,9 @@ CLIP_IGNORED = (
     r"logit_scale",
 )
 
+# What no feature of a LLaVA passes through: a tower that is stored without it gets the identity.
+UNUSED = {"vision_tower.post_layernorm.scale": np.ones, "vision_tower.post_layernorm.bias": np.zeros}
+
 _LAYOUTS = (
     ("original", r"model\.(?:embed_tokens|layers|norm|mm_projector)\..*|model\.vision_tower\.vision_tower\..*"),
     ("A", r"vision_tower\.vision_model\..*"),
@@ -145,6 +148,8 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
             doubled.append(f"{sources[target].name!r} and {name!r} (both {target})")
         else:
             sources[target] = Source(name, group.tensors[name], transform)
+    for name in UNUSED.keys() & targets.keys() - sources.keys():
+        sources[name] = _stand_in(name, targets[name], sources)
     complaints = {
         "not understood": unknown,
         "missing": [name for name in targets if name not in sources],
@@ -155,6 +160,13 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
         listed = [f"{len(names)} {what}: {_listing(names)}" for what, names in complaints.items() if names]
         raise CheckpointError(f"{origin} does not hold the model its config describes; tensors {'; '.join(listed)}")
     return sources
+
+
+def _stand_in(name: str, shape: tuple[int, ...], sources: dict[str, Source]) -> Source:
+    """The identity in place of an unused parameter, of the dtype of its neighbours."""
+    dtypes = [source.tensor.dtype for target, source in sources.items() if target.startswith("vision_tower.")]
+    dtype = dtypes[0] if dtypes else np.dtype(np.float32)
+    return Source(name, StoredTensor(shape, dtype, Path(), lambda: UNUSED[name](shape, dtype)), as_is)
 
 
 def lookup(rows: tuple[Row, ...], name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .accounting import Report
+    from .compilation_cache import CacheWarning, enable_compilation_cache
     from .errors import CheckpointError, CheckpointWarning
     from .sparsify import SparsityConfig
     from .trace import SparsityTrace, load_trace, save_trace, trace_prefill
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 # Resolved on first use, so that `import sparsevlm_jax` (and `sparsevlm --help`) does not wait for JAX.
 _HOME = {
+    "CacheWarning": "compilation_cache",
     "CheckpointError": "errors",
     "CheckpointWarning": "errors",
     "Output": "vlm",
@@ -27,6 +29,7 @@ _HOME = {
     "SparsityConfig": "sparsify",
     "SparsityTrace": "trace",
     "VLM": "vlm",
+    "enable_compilation_cache": "compilation_cache",
     "generate": "vlm",
     "load": "vlm",
     "load_trace": "trace",
@@ -37,12 +40,14 @@ _HOME = {
 
 __all__ = [
     "VLM",
+    "CacheWarning",
     "CheckpointError",
     "CheckpointWarning",
     "Output",
     "Report",
     "SparsityConfig",
     "SparsityTrace",
+    "enable_compilation_cache",
     "generate",
     "load",
     "load_trace",

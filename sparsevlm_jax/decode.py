@@ -31,8 +31,10 @@ class Sampling(NamedTuple):
     top_p: Float[Array, ""]
 
 
-def sampling(rows: int, temperature: float, top_k: int, top_p: float, seed: int | Sequence[int]) -> Sampling | None:
-    """How `rows` draw, None at temperature 0; options in the ranges that `generate` names.
+def sampling(
+    rows: int, temperature: float, top_k: int, top_p: float, seed: int | Sequence[int], *, padding: int = 0
+) -> Sampling | None:
+    """How `rows`, and so many of `padding`, draw; None at temperature 0. Options in the ranges that `generate` names.
 
     A temperature that float32 does not hold becomes the nearest that it does, and draws what its limit draws: of equals
     at the top, or of all alike.
@@ -45,7 +47,7 @@ def sampling(rows: int, temperature: float, top_k: int, top_p: float, seed: int 
         raise ValueError(f"expected one seed or one for each of {rows} rows, got {len(seeds)}")
     if temperature == 0:
         return None
-    keys = jnp.stack([jax.random.key(s) for s in seeds])
+    keys = jnp.stack([jax.random.key(s) for s in [*seeds, *[0] * padding]])
     limits = jnp.finfo(jnp.float32)
     divisor = jnp.float32(min(max(temperature, float(limits.tiny)), float(limits.max)))
     return Sampling(keys, divisor, jnp.int32(top_k), jnp.float32(top_p))
@@ -97,6 +99,7 @@ def generate(
     state: DecodeState,
     max_new_tokens: Int[Array, ""],
     sampling: Sampling | None = None,
+    rows: Int[Array, ""] | int | None = None,
     *,
     config: LlavaConfig,
     implementation: Implementation,
@@ -108,6 +111,7 @@ def generate(
     Args:
         max_new_tokens: traced, so that another limit does not compile again; 1 to `buffer`.
         sampling: None is greedy.
+        rows: traced; the rows behind that many are padding, and nobody waits for them to end. None: all are real.
         buffer: static width of the result, N, and at most the caches' free slots plus one.
     """
 
@@ -122,10 +126,11 @@ def generate(
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step))
         return step + 1, state, token, tokens, done | is_end(token, config)
 
-    rows = logits.shape[0]
+    batch = logits.shape[0]
     first = choose(logits, sampling, 0)
-    tokens = jnp.full((rows, buffer), config.pad_token_id, jnp.int32).at[:, 0].set(first)
-    carry = (jnp.int32(1), state, first, tokens, is_end(first, config))
+    tokens = jnp.full((batch, buffer), config.pad_token_id, jnp.int32).at[:, 0].set(first)
+    done = is_end(first, config) if rows is None else is_end(first, config) | (jnp.arange(batch) >= rows)
+    carry = (jnp.int32(1), state, first, tokens, done)
     step, state, _, tokens, _ = jax.lax.while_loop(unfinished, advance, carry)
     return Generated(tokens, count_tokens(tokens, step, config)), state
 

@@ -17,8 +17,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
         table = json.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not valid JSON") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise CheckpointError(f"{path} is not valid JSON: {where}: {error.msg}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is not valid JSON: too deeply nested") from None
+    except ValueError as error:  # bytes that are not UTF-8, or a number of thousands of digits
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} holds no table, but a {type(table).__name__}")
     return table

@@ -218,13 +218,9 @@ def run_layers(
         hidden = hidden if index == layers[-1] else layer.feed_forward(hidden)
         keys.append(k)
         values.append(v)
-    attention = Attention(q, keys[-1], lm.config.rope_theta, bias, frequencies(lm)) if q is not None else None
+    rope = lm.config.rope_theta, lm.config.scaled_frequencies()
+    attention = Attention(q, keys[-1], rope[0], bias, rope[1]) if q is not None else None
     return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
-
-
-def frequencies(lm: CausalLM) -> Float[Array, " half"] | None:
-    """RoPE's, where they are not those of its base."""
-    return None if lm.config.rope_scaling is None else jnp.asarray(lm.config.inverse_frequencies())
 
 
 def feed_forward(lm: CausalLM, stream: TokenStream, layers: range) -> TokenStream:

@@ -18,7 +18,8 @@ from typing import Any
 
 import jax
 
-from . import progress
+from . import executables, progress
+from .compilation_cache import one_sentence
 
 #: Programs kept in memory; the environment variable SPARSEVLM_PROGRAMS says another number.
 LIMIT = 64
@@ -127,9 +128,15 @@ class Program:
         def function(*args, **static):  # JAX's caches hold an executable as long as its function lives: one for each
             return self._function(*args, **static)
 
+        if (path := executables.path_of(self._function, args, static)) and (found := executables.load(path)):
+            return found
         jitted = jax.jit(function, static_argnames=self._static, donate_argnums=self._donate)
-        with progress.step(f"compiling {getattr(self._function, '__name__', 'a program')}"):
-            return jitted.lower(*args, **static).compile()
+        name = getattr(self._function, "__name__", "a program")
+        with progress.step(f"compiling {name}"), one_sentence():
+            compiled = jitted.lower(*args, **static).compile()
+        if path:
+            executables.save(path, compiled)
+        return compiled
 
 
 def _signature(args: Any) -> tuple:

@@ -17,6 +17,7 @@ from .atomic import check_target
 from .checkpoint import FORMAT, is_converted, read_marker, read_own_config, restore_params, save
 from .errors import CheckpointError
 from .models import LlavaConfig
+from .models.dtypes import stored_dtype
 from .paths import local_path
 from .processing import Processor
 
@@ -84,8 +85,9 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: it is not there, or damaged, or its tensors are not those of its config.
-        ValueError: naming every config value that is not implemented.
+        ValueError: naming every config value that is not implemented, or a dtype in which no weights are kept.
     """
+    dtype = None if dtype is None else stored_dtype(dtype)
     return _load(_open(resolve_source(name_or_path), vision_tower), dtype, sharding)
 
 

@@ -25,6 +25,7 @@ from .batching import Batch, assemble, new_tokens_bucket
 from .bucketed import prefill_bucketed
 from .decode import Sampling
 from .models.attention import Implementation, choose_implementation
+from .models.dtypes import compute_dtype
 from .models.llava import EncodedImages, LlavaConfig, encode
 from .prefill import PrefillInputs, PrefillResult, prefill
 from .processing import ImageSource, ProcessedInputs, Processor, Prompt
@@ -95,7 +96,7 @@ def load(
         source=source, dtype=dtype, vision_tower=vision_tower, pad_to_square=pad_to_square, attention=attention
     )
     platform = jax.default_backend()
-    dtype = jnp.dtype(dtype or (jnp.float32 if platform == "cpu" else jnp.bfloat16))
+    dtype = compute_dtype(dtype, platform)
     if source is None:
         from .demo import CHECKPOINT  # the demo stands above this module; only where its model lies is asked
 
@@ -139,7 +140,7 @@ def generate(
     """
     options = checked(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     run = Run(vlm, prompt, image, sparsity, max_new_tokens)
-    sampling = decode.sampling(run.rows, *options)
+    sampling = decode.sampling(run.rows, *options, padding=len(run.batch.length) - run.rows)
     prefilled = run.prefill()
     buffer = new_tokens_bucket(max_new_tokens)
     (generated, _), decode_ms, compile_ms = _decode(
@@ -148,11 +149,12 @@ def generate(
         prefilled.state,
         jnp.int32(max_new_tokens),
         sampling,
+        np.int32(run.rows),
         config=vlm.config,
         implementation=vlm.implementation,
         buffer=buffer,
     )
-    tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)
+    tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)[: run.rows]
     steps = int(counts.max()) - 1
     timing = run.timing(decode_ms / steps if steps else None, compile_ms)
     outputs = [
@@ -240,13 +242,13 @@ class Run:
 
     @property
     def rows(self) -> int:
-        return len(self.batch.length)
+        return self.batch.rows
 
     def prefill(self, *, trace: bool = False) -> PrefillResult:
         """Encodes and prefills; with `trace` in one program, whatever `sparsity.adaptive` says."""
         vlm, batch = self.vlm, self.batch
-        nothing = jnp.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
-        images: EncodedImages = EncodedImages(nothing, None)
+        nothing = np.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
+        images: EncodedImages = EncodedImages(jnp.asarray(nothing), None)
         if len(batch.pixel_values):
             images, self.encode_ms, compile_ms = _encode(
                 vlm.params,

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 from .. import __version__, progress
 from .answer import add_generate
@@ -69,9 +68,8 @@ def _progress(args: argparse.Namespace):
 
 def _compilation_cache() -> None:
     """Keep compiled programs between runs; JAX_COMPILATION_CACHE_DIR says where, and empty means nowhere."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    import jax
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") == "":
+        return  # before JAX is imported
+    from ..compilation_cache import enable_compilation_cache
 
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "sparsevlm-jax"))
+    enable_compilation_cache()

@@ -52,8 +52,9 @@ def _scaling(read: ConfigReader, name: str, kind: str, table: dict[str, Any]) ->
     if kind == "llama3":
         given.setdefault("original_max_position_embeddings", read("max_position_embeddings"))
         given |= {"original_max_position_embeddings": original} if original else {}
-    values = {key: _positive(read, f"{name}.{key}", given.get(key)) for key in _KEYS[kind]}
-    if any(value is None for value in values.values()):
+    checked = {key: _positive(read, f"{name}.{key}", given.get(key)) for key in _KEYS[kind]}
+    values = {key: value for key, value in checked.items() if value is not None}
+    if len(values) < len(checked):
         return None
     if kind == "linear":
         return LinearScaling(**values)

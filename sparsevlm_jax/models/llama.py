@@ -52,6 +52,10 @@ class LlamaConfig:
         """RoPE's, scaled as the config says."""
         return inverse_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
 
+    def scaled_frequencies(self) -> Float32[np.ndarray, " half"] | None:
+        """`inverse_frequencies` where they are not those of the base alone."""
+        return None if self.rope_scaling is None else self.inverse_frequencies()
+
     @classmethod
     def from_hf(cls, config: dict) -> "LlamaConfig":
         """Reads HF's `text_config` (model types llama and mistral), old and new spellings of RoPE.

@@ -9,7 +9,7 @@ B batch · L tokens · I images · V visual tokens of one image · D model dim
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ class LlavaConfig:
         read.only("model_type", "llava")
         read.only("vision_feature_select_strategy", "default", "full")
         read.seen.add("vocab_size")  # of version 4.36, a copy of the decoder's
-        result = dict(
+        result: dict[str, Any] = dict(
             vision=vision,
             text=replace(text, tie_word_embeddings=read("tie_word_embeddings") or text.tie_word_embeddings),
             image_token_id=_image_token_id(read),

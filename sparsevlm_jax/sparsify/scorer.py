@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..checks import flag, optional, real, settle
@@ -24,7 +25,7 @@ class Attention(NamedTuple):
     k: Float[Array, "B L K H"]
     rope_theta: float
     key_bias: Float[Array, "B L"] | None = None
-    frequencies: Float[Array, " half"] | None = None
+    frequencies: Float[Array | np.ndarray, " half"] | None = None
 
 
 class StageInputs(NamedTuple):

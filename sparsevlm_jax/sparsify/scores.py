@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .select import select
@@ -61,7 +62,7 @@ def gravity_weights(
     *,
     head_dim: int,
     theta: float,
-    frequencies: Float[Array, " half"] | None = None,
+    frequencies: Float[Array | np.ndarray, " half"] | None = None,
 ) -> Float[Array, "B R V"]:
     """How much RoPE alone favours a distance: W_ij = 2 / sqrt(H) * sum_k cos((p_i - p_j) theta_k); float32.
 

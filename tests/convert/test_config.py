@@ -1,12 +1,13 @@
 """The original LLaVA's config becomes the one of its llava-hf conversion, or is refused by name."""
 
 import json
+import re
 
 import pytest
 
 from sparsevlm_jax.convert import read_config
 from sparsevlm_jax.convert.config import CLIP_L_336, original_to_hf
-from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
 
 # As published with llava-v1.5-7b.
@@ -49,6 +50,8 @@ ORIGINAL_7B = {
     "use_cache": True,
     "vocab_size": 32000,
 }
+TEXT_7B = {"max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05, "vocab_size": 32000}
+HF_7B = {"model_type": "llava", "image_token_index": 32000, "text_config": TEXT_7B, "vision_config": CLIP_L_336}
 
 
 def read(tmp_path, config) -> LlavaConfig:
@@ -57,9 +60,7 @@ def read(tmp_path, config) -> LlavaConfig:
 
 
 def test_the_published_7b_config_is_the_llava_hf_one_but_for_its_vocabulary(tmp_path):
-    text = {"max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05, "vocab_size": 32000}
-    hf = {"model_type": "llava", "image_token_index": 32000, "text_config": text, "vision_config": CLIP_L_336}
-    assert read(tmp_path, ORIGINAL_7B) == LlavaConfig.from_hf(hf)
+    assert read(tmp_path, ORIGINAL_7B) == LlavaConfig.from_hf(HF_7B)
 
 
 def test_the_class_token_is_kept_where_the_config_says(tmp_path):
@@ -75,20 +76,56 @@ def test_the_class_token_is_kept_where_the_config_says(tmp_path):
         ("mm_resampler_type", "qformer"),
         ("mm_use_im_start_end", True),
         ("mm_use_im_patch_token", True),
-        ("mm_patch_merge_type", "spatial_unpad"),
+        ("mm_patch_merge_type", "unheard of"),
         ("mm_vision_select_feature", "cls"),
-        ("image_aspect_ratio", "anyres"),
+        ("image_aspect_ratio", "highres"),
+        ("s2", True),
         ("mm_new_idea", 1),
         ("mm_hidden_size", 512),
-        ("model_type", "llava_mpt"),
         ("hidden_act", "gelu"),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
-        ("some_new_field", 1),
+        ("mlp_bias", True),
+        ("rope_scaling", {"type": "yarn", "factor": 2.0}),
+        ("mm_vision_select_layer", 99),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, field, value):
-    with pytest.raises(UnsupportedConfig, match=f"{field} = "):
+    name = {"rope_scaling": r"rope_scaling\.rope_type", "mm_vision_select_layer": "vision_feature_layer"}
+    with pytest.raises(UnsupportedConfig, match=rf"[ :;]{name.get(field, field)} = "):
         read(tmp_path, ORIGINAL_7B | {field: value})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"image_aspect_ratio": "anyres"},
+            r"LLaVA-NeXT, in the original code's layout \(image_aspect_ratio = ",
+        ),
+        ({"mm_patch_merge_type": "spatial_unpad"}, "LLaVA-NeXT, in the original code's layout .*'spatial_unpad'"),
+        ({"model_type": "llava_mpt"}, "model_type 'llava_mpt' is not supported; supported: LLaVA-1.5 "),
+        ({"model_type": ["llava"]}, r"model_type \['llava'\] says no kind of model"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "its weights are quantised .*'bitsandbytes'"),
+    ],
+)
+def test_another_model_in_the_original_layout_is_refused_as_what_it_is(tmp_path, changes, message):
+    with pytest.raises(UnsupportedConfig, match=message):
+        read(tmp_path, ORIGINAL_7B | changes)
+
+
+def test_leftovers_are_ignored_with_one_warning_under_the_names_of_the_file(tmp_path):
+    leftovers = {"unk_token_id": 0, "group_by_modality_length": True, "resume_path": None, "mm_future": None}
+    with pytest.warns(CheckpointWarning) as warned:
+        assert read(tmp_path, ORIGINAL_7B | leftovers) == LlavaConfig.from_hf(HF_7B)
+    assert [str(warning.message) for warning in warned] == [
+        f"{tmp_path / 'config.json'}: ignored, since they are not the model's: "
+        "group_by_modality_length, mm_future, resume_path, unk_token_id"
+    ]
+
+
+def test_a_mistral_in_the_original_layout_has_mistrals_defaults(tmp_path):
+    config = ORIGINAL_7B | {"model_type": "llava_mistral", "num_key_value_heads": 8}
+    assert read(tmp_path, config).text.sliding_window == 4096
+    assert read(tmp_path, config | {"sliding_window": None}).text.sliding_window is None
 
 
 def test_all_refusals_come_together():
@@ -97,8 +134,19 @@ def test_all_refusals_come_together():
         original_to_hf(config, vision_config=CLIP_L_336)
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", "null", '"x"', "[" * 100_000])
-def test_a_config_that_is_no_table_is_refused_by_file(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "line 1, column 1: Expecting value"),
+        ("[1]", "holds no table, but a list"),
+        ('{\n  "model_type": "llava"\n  "vocab_size": 32000}', "line 3, column 3: "),
+        ("{", "line 1, column 2: "),
+        ("null", "holds no table, but a NoneType"),
+        ("[" * 100_000, "too deeply nested"),
+        (b'{"model_type": "ll\xff"}', "'utf-8' codec can't decode byte 0xff in position 18"),
+    ],
+)
+def test_a_config_that_is_no_table_is_refused_by_file_and_place(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CheckpointError, match=rf"config\.json .*{re.escape(message)}"):
         read_config(tmp_path)

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from sparsevlm_jax.errors import CheckpointWarning
 from sparsevlm_jax.models import ClipVisionConfig, LlamaConfig, LlavaConfig, UnsupportedConfig
+from tests.parity import assert_same_sizes
 
 # As llava-hf publishes its 7B: nested configs nearly empty, and a vocabulary for the tower.
 LLAVA_7B = {
@@ -49,7 +50,6 @@ LLAVA_7B = {
     "vision_feature_select_strategy": "default",
     "vocab_size": 32064,
 }
-SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads".split()
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -64,18 +64,6 @@ def with_vision(**fields) -> dict:
 def hf(config: dict) -> Any:
     """The same in `transformers`, which writes into what it is given."""
     return transformers.LlavaConfig.from_dict(json.loads(json.dumps(config)))
-
-
-def assert_equal(ours: LlavaConfig, theirs: Any) -> None:
-    """Every size that both name is the same."""
-    text, vision = theirs.text_config, theirs.vision_config
-    names = [*SIZES, "vocab_size", "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings"]
-    assert [getattr(ours.text, name) for name in names] == [getattr(text, name) for name in names]
-    assert ours.text.sliding_window == getattr(text, "sliding_window", None)
-    assert ours.text.rope_theta == text.rope_parameters["rope_theta"]
-    names = [*SIZES, "image_size", "patch_size", "layer_norm_eps", "hidden_act"]
-    assert [getattr(ours.vision, name) for name in names] == [getattr(vision, name) for name in names]
-    assert ours.image_token_id == theirs.image_token_id
 
 
 @pytest.mark.parametrize(
@@ -94,7 +82,7 @@ def assert_equal(ours: LlavaConfig, theirs: Any) -> None:
     ids=["7b", "nothing", "empty parts", "mistral", "no window", "nulls of llama", "given", "both ids", "id 0"],
 )
 def test_sizes_given_absent_and_null_are_those_of_transformers(config):
-    assert_equal(LlavaConfig.from_hf(config), hf(config))
+    assert_same_sizes(LlavaConfig.from_hf(config), hf(config))
 
 
 @pytest.mark.parametrize("text", [None, {}, {"eos_token_id": None}, {"eos_token_id": 8}])
@@ -156,7 +144,7 @@ def test_a_config_written_and_read_back_is_the_same_and_nothing_is_left_over(con
     assert hash(ours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers has its own say on some
-        assert_equal(ours, hf(ours.to_hf()))
+        assert_same_sizes(ours, hf(ours.to_hf()))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +229,7 @@ def test_ropes_frequencies_are_those_of_transformers_in_every_spelling(spelling,
     config = {"model_type": kind, "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2}
     config |= {"max_position_embeddings": 131072} | json.loads(json.dumps(ROPES[spelling]))
     ours = LlamaConfig.from_hf(json.loads(json.dumps(config)))
-    theirs = transformers.AutoConfig.for_model(**config)
+    theirs: Any = transformers.AutoConfig.for_model(**config)
     expected = LlamaRotaryEmbedding(theirs).inv_freq
     assert expected.dtype == torch.float32 and ours.inverse_frequencies().dtype == np.float32
     np.testing.assert_allclose(ours.inverse_frequencies(), expected.numpy(), rtol=2.5e-7)

@@ -7,7 +7,6 @@ import re
 import pytest
 import transformers
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 from transformers.models.clip import modeling_clip
 from transformers.models.llama import modeling_llama
 from transformers.models.llava import modeling_llava
@@ -45,9 +44,7 @@ def test_every_other_name_of_a_field_is_known(cls):
     assert cls.attribute_map.keys() | set(cls.attribute_map.values()) <= EVERYWHERE | CLASSES[cls].keys()
 
 
-@pytest.mark.parametrize(
-    "convert", [PreTrainedConfig.__post_init__, RotaryEmbeddingConfigMixin.convert_rope_params_to_dict]
-)
+@pytest.mark.parametrize("convert", [PreTrainedConfig.__post_init__, PreTrainedConfig.convert_rope_params_to_dict])
 def test_every_legacy_name_that_a_constructor_converts_is_known(convert):
     names = set(re.findall(r'kwargs\.(?:pop|get)\(\s*"(\w+)"', inspect.getsource(convert)))
     assert len(names) > 2 and names <= EVERYWHERE

@@ -1,0 +1,150 @@
+"""What configs may vary computes what `transformers` computes: towers, features, scaled RoPE, sliding windows."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from sparsevlm_jax.batching import assemble
+from sparsevlm_jax.models import llava
+from sparsevlm_jax.prefill import PrefillInputs, run_layers, start
+from sparsevlm_jax.sources import load_checkpoint
+from sparsevlm_jax.sparsify.tower import TowerMerging
+from tests.parity import Pair, answer, assert_close, last_logits, one_row, shake, their_logits, torch_inputs
+from tests.tiny import layout, save_llava, stored_state, tiny_config, write_shards
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+WINDOW = 24
+# Top-level fields, those of the decoder and those of the tower.
+VARIANTS: dict[str, tuple[dict, dict, dict]] = {
+    "llama3 rope, exact gelu": (
+        {},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, **LLAMA3}},
+        {"hidden_act": "gelu"},
+    ),
+    "linear rope, tanh gelu": (
+        {},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+        {"hidden_act": "gelu_pytorch_tanh"},
+    ),
+    "three layers": ({"vision_feature_layer": [-2, 1, 4]}, {}, {}),
+    "two layers, whole": ({"vision_feature_layer": [3, 0], "vision_feature_select_strategy": "full"}, {}, {}),
+    "a list of one layer, mistral": ({"vision_feature_layer": [-2]}, {"model_type": "mistral"}, {}),
+}
+
+
+def random_llava(top: dict, text: dict, vision: dict) -> Any:
+    """A tiny model of `transformers`."""
+    table = tiny_config(kv_heads=2).to_dict()
+    table |= {"text_config": table["text_config"] | text, "vision_config": table["vision_config"] | vision} | top
+    torch.manual_seed(5)
+    return shake(transformers.LlavaForConditionalGeneration(transformers.LlavaConfig.from_dict(table)).eval(), 6)
+
+
+def pair_of(folder: Path, model: Any) -> Pair:
+    loaded = load_checkpoint(save_llava(folder / "hf", model))
+    return Pair(model, loaded.config, loaded.params)
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def pair(request, tmp_path_factory) -> Iterator[Pair]:
+    yield pair_of(tmp_path_factory.mktemp("variant"), random_llava(*VARIANTS[request.param]))
+
+
+def test_logits_after_an_image_and_a_question(pair):
+    rows = one_row(pair.config, images=1, words=20)
+    assert_close(last_logits(pair, rows), their_logits(pair, rows))
+
+
+def test_scoring_sees_the_frequencies_that_the_decoder_turns_by(pair):
+    batch = assemble(one_row(pair.config, images=0, words=5), pair.config, new_tokens=1)
+    features = jnp.zeros((0, pair.config.tokens_per_image, pair.config.text.hidden_size))
+    inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features)
+    lm = llava.language_model(pair.params, pair.config)
+    stream, _ = start(lm, inputs, config=pair.config, sparsity=None, bucket=batch.bucket)
+    attention = run_layers(lm, stream, range(1), implementation="xla")[1].attention
+    scaled = pair.config.text.rope_scaling is not None
+    assert attention is not None and (attention.frequencies is not None) == scaled
+    if scaled:
+        expected = pair.theirs.model.language_model.rotary_emb.inv_freq.numpy()
+        np.testing.assert_allclose(np.asarray(attention.frequencies), expected, rtol=2.5e-7)
+
+
+@pytest.mark.parametrize("pair", ["three layers"], indirect=True)
+def test_features_of_several_layers_come_with_the_attention_of_the_deepest(pair):
+    pixels = one_row(pair.config, images=1, words=2).pixel_values
+    static: dict[str, Any] = dict(implementation="xla", context=True)
+    several = llava.encode(pair.params, pixels, config=pair.config, **static).context
+    deepest = dataclasses.replace(pair.config, vision_feature_layer=4)
+    projector = pair.params["multi_modal_projector"]
+    narrow = {"kernel": jnp.zeros((64, 64)), "bias": jnp.zeros(64)}  # where the features go does not matter here
+    params = {**pair.params, "multi_modal_projector": {**projector, "linear_1": narrow}}
+    one = llava.encode(params, pixels, config=deepest, **static).context
+    assert several is not None and one is not None
+    np.testing.assert_array_equal(several.cls_attention, one.cls_attention)
+    np.testing.assert_array_equal(several.keys, one.keys)
+
+
+@pytest.mark.parametrize("pair", ["three layers"], indirect=True)
+def test_tokens_are_not_merged_in_a_tower_whose_layers_are_read_side_by_side(pair):
+    pixels = one_row(pair.config, images=1, words=2).pixel_values
+    with pytest.raises(ValueError, match=r"needs one vision_feature_layer, got \(-2, 1, 4\)"):
+        merging: Any = TowerMerging
+        llava.encode(pair.params, pixels, config=pair.config, implementation="xla", merging=merging)
+
+
+def test_a_tower_without_its_unused_last_norm_loads(tmp_path):
+    model = random_llava({}, {}, {})
+    whole = pair_of(tmp_path, model)
+    state = {name: tensor for name, tensor in stored_state(model).items() if "post_layernorm" not in name}
+    folder = tmp_path / "without"
+    folder.mkdir()
+    model.config.save_pretrained(folder)
+    write_shards(folder, layout(state, "A"))
+    loaded = load_checkpoint(folder)
+    rows = one_row(loaded.config, images=1, words=7)
+    assert_close(last_logits(Pair(model, loaded.config, loaded.params), rows), their_logits(whole, rows))
+    norm = loaded.params["vision_tower"]["post_layernorm"]
+    assert (norm["scale"] == 1).all() and (norm["bias"] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory) -> Pair:
+    model = random_llava({}, {"model_type": "mistral", "sliding_window": WINDOW}, {})
+    return pair_of(tmp_path_factory.mktemp("window"), model)
+
+
+def test_a_prompt_as_long_as_the_window_is_exact(windowed):
+    rows = one_row(windowed.config, images=0, words=WINDOW)
+    assert windowed.config.text.sliding_window == WINDOW
+    assert_close(last_logits(windowed, rows), their_logits(windowed, rows))
+
+
+def test_an_answer_whose_last_token_read_fills_the_window_is_exact(windowed):
+    rows = one_row(windowed.config, images=0, words=WINDOW - 3)
+    with torch.no_grad():
+        ids = windowed.theirs.generate(**torch_inputs(rows), max_new_tokens=4, do_sample=False, pad_token_id=401)
+    new = ids[0, WINDOW - 3 :].numpy()
+    np.testing.assert_array_equal(np.asarray(answer(windowed, rows, 4)[1])[: len(new)], new)
+
+
+@pytest.mark.parametrize("words, new_tokens", [(WINDOW + 1, 1), (WINDOW - 3, 5), (WINDOW, 2)])
+def test_what_the_window_would_cut_is_refused_with_both_numbers(windowed, words, new_tokens):
+    message = f"the prompt has {words} tokens and {new_tokens} more may follow, but .* over a window of {WINDOW}"
+    with pytest.raises(ValueError, match=message):
+        assemble(one_row(windowed.config, images=0, words=words), windowed.config, new_tokens=new_tokens)
+
+
+def test_one_token_past_the_window_transformers_computes_something_else(windowed):
+    """So the border stands where it must: without a window, the longer prompt would have other logits."""
+    rows = one_row(windowed.config, images=0, words=WINDOW + 1)
+    full = dataclasses.replace(windowed.config.text, sliding_window=None)
+    ours = last_logits(windowed._replace(config=dataclasses.replace(windowed.config, text=full)), rows)
+    theirs = their_logits(windowed, rows)
+    assert np.abs(ours - theirs).max() > 1e-3 * np.abs(theirs).max()
