@@ -17,7 +17,7 @@ def main(readme: Path, folder: Path) -> None:
     import sparsevlm_jax.demo
 
     text = readme.read_text()
-    blocks = re.findall(r"(?:<!-- (.*) -->\n)?```(bash|python)\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"(?:<!-- ([^\n]*) -->\n)?```(bash|python)\n(.*?)```", text, re.DOTALL)
     python = "".join(code for _, language, code in blocks if language == "python")
     folder.mkdir()
     os.chdir(folder)

@@ -79,7 +79,8 @@ def compare(traces: Sequence[SparsityTrace], answers: Sequence[str] = ()) -> "Fi
     for index, trace in enumerate(traces):
         axes = figure.add_subplot(grid[index + 1])
         last = trace.stages[-1]
-        title = f"{textwrap.fill(trace.prompt, 34)}\n{len(last.kept)} of {trace.visual_tokens[0]} patches kept"
+        title = f"{textwrap.fill(trace.prompt, 38)}\n{len(last.kept)} of {trace.visual_tokens[0]} patches kept"
+        title += f" + {len(last.centers)} merged" if len(last.centers) else ""
         _draw_image(axes, kept_picture(trace, len(trace.stages) - 1), title)
         if answers:
             axes.text(0.5, -0.05, answers[index], transform=axes.transAxes, ha="center", va="top", weight="bold")
@@ -227,6 +228,7 @@ def _draw_layers(axes: "Axes", trace: SparsityTrace) -> None:
     axes.set_xlabel("layer", fontsize=9, color=_MUTED)
     axes.tick_params(labelsize=8, colors=_MUTED)
     axes.locator_params(axis="x", integer=True)
+    axes.set_xlim(-0.6, len(layers) - 0.4)  # no tick for a layer that is not there
     axes.set_box_aspect(0.8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -8,10 +8,12 @@
 SPARSEVLM_TRACEBACK=1 shows tracebacks, and what other libraries log.
 """
 
+import atexit
 import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +27,16 @@ _LONGEST = 2000  # letters of one line
 
 def guarded(run: Callable[[], None]) -> int:
     """Runs a command; returns the exit code. SystemExit (of argparse) passes through."""
+    with _only_our_words():  # until the error itself is forgotten: what hung on it may complain while it goes
+        return _run(run)
+
+
+def _run(run: Callable[[], None]) -> int:
     try:
-        with _only_our_words():
-            try:
-                run()
-            finally:
-                _flush()
+        try:
+            run()
+        finally:
+            _flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -65,12 +71,12 @@ def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if _is_path(error.filename) else error.strerror
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return f"not enough memory ({text})"
     if isinstance(error, RecursionError):
         return f"something is nested too deeply ({text})"
     if isinstance(error, (ValueError, OSError)):
         return text
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:  # the latter is what JAX says
+        return f"not enough memory ({text})"
     return f"unexpected {type(error).__name__}: {text} (SPARSEVLM_TRACEBACK=1 shows where)"
 
 
@@ -101,14 +107,22 @@ def _only_our_words() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's own log, which no Python setting reaches
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    logs, hooks = logging.root.manager.disable, (sys.unraisablehook, threading.excepthook)
+    _hush()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             yield
     finally:
-        logging.disable(before)
+        logging.disable(logs)
+        sys.unraisablehook, threading.excepthook = hooks
+        atexit.register(_hush)  # a failed writer's threads and coroutines are torn down after us
+
+
+def _hush() -> None:
+    """No log lines, and no tracebacks of threads and of objects that fail while they are deleted."""
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = threading.excepthook = lambda _: None
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:

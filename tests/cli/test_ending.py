@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -62,6 +63,22 @@ def test_own_warnings_are_one_line_and_others_are_not_shown(capsys):
         logging.getLogger("some.library").error("a log line")
 
     assert ended(capsys, run) == (0, "sparsevlm: warning: weights hold NaN\n")
+
+
+class Fragile:
+    def __del__(self):
+        raise RuntimeError("torn down in the wrong order")
+
+
+def test_what_fails_in_other_threads_and_in_deletion_is_not_told(capsys):
+    def run():
+        fragile = Fragile()
+        thread = threading.Thread(target=raising(RuntimeError("a writer without a disk")))
+        thread.start()
+        thread.join()
+        raise ValueError(f"no space left ({type(fragile).__name__})")  # the error holds this frame, and so the object
+
+    assert ended(capsys, run) == (2, "sparsevlm: error: no space left (Fragile)\n")
 
 
 def test_logging_is_as_before_afterwards(capsys):

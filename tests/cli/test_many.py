@@ -40,7 +40,9 @@ def lines(photo, tmp_path) -> list:
     ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize(
+    "batch_size", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_every_line_is_answered_as_it_would_be_alone(ask, lines, tiny_checkpoint, photo, batch_size):
     code, results, err = ask(lines, "--batch-size", batch_size)
     model = sv.load(tiny_checkpoint)
