@@ -8,6 +8,7 @@
 `save` is atomic (see `atomic`): a folder with this content is whole.
 """
 
+import gc
 import json
 import logging
 import os
@@ -232,18 +233,24 @@ def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
     try:
         with context, progress.step(f"writing {target}"), _readable_path(path.parent) as parent:
             ocp.save(str(parent / path.name), params)
+            return
     except Exception as error:  # the storage layer raises many kinds
-        raise CheckpointError(f"cannot write {target}: {_reason(error)}") from error
+        reason = _reason(error)
+    gc.collect()
+    raise CheckpointError(f"cannot write {target}: {reason}")
 
 
 def _orbax_load(path: Path, abstract: dict) -> dict:
     from orbax.checkpoint import v1 as ocp
 
-    try:
-        with _without_foreign_reports(), progress.step("reading weights"), _readable_path(path) as readable:
-            return ocp.load(str(readable), abstract)
-    except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+    with _without_foreign_reports():
+        try:
+            with progress.step("reading weights"), _readable_path(path) as readable:
+                return ocp.load(str(readable), abstract)
+        except Exception as error:
+            reason = _reason(error)
+        gc.collect()  # what the failure left unawaited complains when it goes: here, where nobody listens
+    raise CheckpointError(f"cannot read {path}: {reason}")
 
 
 @contextmanager
@@ -263,19 +270,23 @@ def _readable_path(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _without_foreign_reports() -> Iterator[None]:
     """Keeps Orbax and its threads from reporting what is raised as well: in hundreds of lines, for a full disk."""
-    log, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = log.level
+    logs, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    levels = [log.level for log in logs]
 
     def without_closed_loops(report: Any) -> None:
         if str(report.exc_value) != "Event loop is closed":  # of the loop whose other writes were given up
             hook(report)
 
-    log.setLevel(logging.CRITICAL)
+    for log in logs:
+        log.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = without_closed_loops
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
         sys.unraisablehook = hook
 
 

@@ -1,6 +1,5 @@
 """This library's own checkpoints: bit-equal, whole or absent, and refused where they are damaged."""
 
-import gc
 import json
 import resource
 import subprocess
@@ -131,15 +130,7 @@ def test_nan_is_remembered_and_warned_of_at_every_load(tmp_path, params, config)
         restore(tmp_path / "model")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 class TestDamage:
-    @pytest.fixture(autouse=True)
-    def collect(self):
-        """Orbax leaves its other reads unawaited when one fails: they are collected here, not in some later test."""
-        yield
-        gc.collect()
-
     @pytest.fixture
     def folder(self, tmp_path, params, config):
         save(tmp_path / "model", params, config)
@@ -215,7 +206,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_leaves_nothing(tmp_path, 
     command = [sys.executable, "-B", "-c", LIMITED, str(tmp_path / "source"), str(tmp_path / "model"), str(limit)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={"JAX_PLATFORMS": "cpu"})
     assert result.stdout.startswith(f"cannot write {tmp_path / 'model'}: "), (result.stdout, result.stderr[-2000:])
-    assert result.stdout.count("\n") == 1 and result.stderr == ""
+    assert result.stdout.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
