@@ -202,12 +202,12 @@ def generate(
     run = Run(vlm, prompt, image, sparsity, max_new_tokens)
     sampling = decode.sampling(run.rows, *options, padding=len(run.batch.length) - run.rows)
     prefilled = run.prefill()
-    buffer = new_tokens_bucket(max_new_tokens)
+    buffer = new_tokens_bucket(run.new_tokens)
     (generated, _), decode_ms, compile_ms = _decode(
         vlm.params,
         prefilled.logits,
         prefilled.state,
-        jnp.int32(max_new_tokens),
+        jnp.int32(run.new_tokens),
         sampling,
         np.int32(run.rows),
         config=vlm.config,
@@ -252,14 +252,14 @@ def stream(
     choose, advance = run.compile_steps(prefilled, sampling)  # before the first token, so that none waits for it
     tokens: list[int] = []
     shown = ""
-    for step in range(max_new_tokens):
+    for step in range(run.new_tokens):
         token = choose(logits, sampling, np.int32(step))
         tokens.append(int(token[0]))
         text = vlm.processor.decode_settled(tokens)
         if len(text) > len(shown):
             yield text[len(shown) :]
             shown = text
-        if tokens[-1] in vlm.config.eos_token_ids or step + 1 == max_new_tokens:
+        if tokens[-1] in vlm.config.eos_token_ids or step + 1 == run.new_tokens:
             break
         logits, state = advance(vlm.params, state, token)
     yield vlm.processor.decode(tokens)[len(shown) :]

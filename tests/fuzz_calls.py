@@ -165,6 +165,7 @@ ARGUMENTS: dict[str, Argument] = {
         ),
         frozenset({"nul"}),
     ),
+    "one prompt": Argument(("What is it?", [message()]), (TWO, [[message()], [message()]]), frozenset({"nul"})),
     "image": Argument(
         (PICTURE, Image.fromarray(PICTURE)),
         (
@@ -284,11 +285,11 @@ def calls(w: World) -> dict[str, Call]:
     config = same("budget", "layers", "score", "recycle", "positions", "name")
     return {
         "generate": Call(sv.generate, asked, drawing, 60),
-        "stream": Call(stream, asked, drawing, 15),
+        "stream": Call(stream, asked, {**drawing, "prompt": "one prompt"}, 15),
         "trace_prefill": Call(
             sv.trace_prefill,
             {k: asked[k] for k in ("vlm", "prompt", "image")},
-            same("vlm", "prompt", "image", "sparsity"),
+            {**same("vlm", "image", "sparsity"), "prompt": "one prompt"},
             8,
         ),
         "load": Call(load, {}, same("source", "dtype", "attention", "pad_to_square"), 3),
