@@ -29,6 +29,17 @@ _PACKAGE = __name__.partition(".")[0]
 _DIGEST = 32
 
 
+_fetched_by_jax = 0
+
+
+def _listen(event: str, **_: Any) -> None:
+    global _fetched_by_jax
+    _fetched_by_jax += event == "/jax/compilation_cache/cache_hits"
+
+
+jax.monitoring.register_event_listener(_listen)
+
+
 class _Unknown(Exception):
     """Something whose meaning its description does not tell."""
 
@@ -65,6 +76,12 @@ def load(path: Path) -> Any:
         warn_damaged()
         return None
     return compiled
+
+
+def fetched_by_jax() -> int:
+    """How many programs JAX has taken from its own cache. Such a one must not be saved: XLA's CPU backend writes a
+    program that it has read without some of its functions, which shows when it runs."""
+    return _fetched_by_jax
 
 
 def save(path: Path, compiled: Any) -> None:

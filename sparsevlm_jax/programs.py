@@ -145,9 +145,10 @@ class Program:
             return found
         jitted = jax.jit(function, static_argnames=self._static, donate_argnums=self._donate)
         name = getattr(self._function, "__name__", "a program")
+        fetched = executables.fetched_by_jax()
         with progress.step(f"compiling {name}"), one_sentence():
             compiled = jitted.lower(*args, **static).compile()
-        if path:
+        if path and executables.fetched_by_jax() == fetched:
             executables.save(path, compiled)
         return compiled
 

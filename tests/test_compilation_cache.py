@@ -164,6 +164,18 @@ def test_every_file_of_the_cache_may_be_damaged(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_jax_fetched_is_not_saved_again(tmp_path):
+    """XLA's CPU backend writes a program that it has read without some of its functions."""
+    folder = tmp_path / "sparsevlm-jax"
+    assert process(XDG_CACHE_HOME=str(tmp_path)) == ([str(folder), "[4 5 6]"], [])
+    for file in (folder / "executables").iterdir():
+        file.unlink()
+    for _ in range(2):
+        assert process(XDG_CACHE_HOME=str(tmp_path)) == ([str(folder), "[4 5 6]"], [])
+        assert list((folder / "executables").iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "taken").write_text("a file")
     for arguments, environment in (
