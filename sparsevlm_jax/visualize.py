@@ -79,7 +79,7 @@ def compare(traces: Sequence[SparsityTrace], answers: Sequence[str] = ()) -> "Fi
     for index, trace in enumerate(traces):
         axes = figure.add_subplot(grid[index + 1])
         last = trace.stages[-1]
-        title = f"{textwrap.fill(trace.prompt, 38)}\n{len(last.kept)} of {trace.visual_tokens[0]} patches kept"
+        title = f"{textwrap.fill(trace.prompt, 36)}\n{len(last.kept)} of {trace.visual_tokens[0]} kept"
         title += f" + {len(last.centers)} merged" if len(last.centers) else ""
         _draw_image(axes, kept_picture(trace, len(trace.stages) - 1), title)
         if answers:
