@@ -339,7 +339,7 @@ class Run:
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)
         return result
 
-    def compile_steps(self, prefilled: PrefillResult, sampling: Sampling | None) -> tuple[Callable, Callable]:
+    def compile_steps(self, prefilled: PrefillResult, sampling: decode.Sampling | None) -> tuple[Callable, Callable]:
         """The two programs of a stream: the choice of a token, and the step that follows it."""
         vlm = self.vlm
         choose, choose_ms = _choose.compiled(prefilled.logits, sampling, np.int32(0))
