@@ -91,7 +91,7 @@ class Examiner:
         config = self.vlm.config
         ids = [self._ids(self.exam.questions[row].text) for row in rows]
         empty = np.zeros((0, 3, config.vision.image_size, config.vision.image_size), np.float32)
-        batch = assemble(ProcessedInputs(ids, empty, (1,) * len(rows)), config, new_tokens=NEW_TOKENS)
+        batch = assemble(ProcessedInputs(ids, empty, (1,) * len(rows), ()), config, new_tokens=NEW_TOKENS)
         features, context = self._encoded([self.exam.scenes[row] for row in rows], sparsity)
         prompt = jnp.asarray(batch.input_ids), jnp.asarray(batch.length)
         return PrefillInputs(*prompt, features, context), batch.bucket

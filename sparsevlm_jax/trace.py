@@ -146,8 +146,8 @@ def members(trace: SparsityTrace, stage: int) -> list[np.ndarray]:
 
 def save_trace(path: str | Path, trace: SparsityTrace) -> Path:
     """Writes a trace as one compressed `.npz` (the suffix is added where it is missing); returns the path."""
-    path, trace = checked(path=path), valid("trace", trace)
-    path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+    file, trace = Path(checked(path=path)), valid("trace", trace)
+    file = file if file.suffix == ".npz" else file.with_name(file.name + ".npz")
     header = {
         "format": _FORMAT,
         "method": trace.method,
@@ -160,8 +160,8 @@ def save_trace(path: str | Path, trace: SparsityTrace) -> Path:
     arrays = {name: getattr(trace, name) for name in ("is_rater", "relevance", "images", "visual_tokens")}
     for index, stage in enumerate(trace.stages):
         arrays |= {f"stages.{index}.{name}": value for name, value in stage._asdict().items() if name != "layer"}
-    np.savez_compressed(path, header=np.array(json.dumps(header)), **arrays)
-    return path
+    np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+    return file
 
 
 def load_trace(path: str | Path) -> SparsityTrace:

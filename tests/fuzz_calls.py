@@ -46,7 +46,8 @@ class Raising:
 
 
 class RaisingList(list):
-    __len__ = __iter__ = __getitem__ = __repr__ = __eq__ = Raising._raise
+    raising: Any = Raising._raise
+    __len__ = __iter__ = __getitem__ = __repr__ = __eq__ = raising
     __hash__ = None  # type: ignore[assignment]
 
 
@@ -380,7 +381,7 @@ def fuzz(w: World, count: int, seed: int) -> tuple[collections.Counter, list[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

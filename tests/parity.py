@@ -37,7 +37,7 @@ def one_row(config: LlavaConfig, *, images: int, words: int) -> ProcessedInputs:
     visual = np.full(images * config.tokens_per_image, config.image_token_id)
     ids = np.concatenate([[1], visual, rng.integers(5, 390, words - 1)]).astype(np.int32)
     pixels = rng.standard_normal((images, 3, config.vision.image_size, config.vision.image_size), np.float32)
-    return ProcessedInputs([ids], pixels, (images,))
+    return ProcessedInputs([ids], pixels, (images,), tuple(range(images)))
 
 
 def last_logits(pair: Pair, rows: ProcessedInputs) -> np.ndarray:

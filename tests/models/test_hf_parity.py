@@ -169,6 +169,7 @@ def test_sixteen_greedy_tokens_of_a_ragged_batch_are_those_of_each_row_alone(pai
         [inputs.input_ids[0] for inputs in singles],
         np.concatenate([inputs.pixel_values for inputs in singles]),
         tuple(inputs.images_per_row[0] for inputs in singles),
+        tuple(range(sum(inputs.images_per_row[0] for inputs in singles))),
     )
     np.testing.assert_array_equal(greedy(pair, batch), np.stack([their_greedy(pair, inputs) for inputs in singles]))
 

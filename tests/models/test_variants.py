@@ -80,7 +80,7 @@ def test_scoring_sees_the_frequencies_that_the_decoder_turns_by(pair):
 
 @pytest.mark.parametrize("pair", ["three layers"], indirect=True)
 def test_features_of_several_layers_come_with_the_attention_of_the_deepest(pair):
-    pixels = one_row(pair.config, images=1, words=2).pixel_values
+    pixels = jnp.asarray(one_row(pair.config, images=1, words=2).pixel_values)
     static: dict[str, Any] = dict(implementation="xla", context=True)
     several = llava.encode(pair.params, pixels, config=pair.config, **static).context
     deepest = dataclasses.replace(pair.config, vision_feature_layer=4)
@@ -95,7 +95,7 @@ def test_features_of_several_layers_come_with_the_attention_of_the_deepest(pair)
 
 @pytest.mark.parametrize("pair", ["three layers"], indirect=True)
 def test_tokens_are_not_merged_in_a_tower_whose_layers_are_read_side_by_side(pair):
-    pixels = one_row(pair.config, images=1, words=2).pixel_values
+    pixels = jnp.asarray(one_row(pair.config, images=1, words=2).pixel_values)
     with pytest.raises(ValueError, match=r"needs one vision_feature_layer, got \(-2, 1, 4\)"):
         merging: Any = TowerMerging
         llava.encode(pair.params, pixels, config=pair.config, implementation="xla", merging=merging)
