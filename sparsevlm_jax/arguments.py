@@ -92,6 +92,7 @@ def model(name: str, value: Any) -> Any:
 
 
 RULES: dict[str, Check] = {
+    "allow_http": flag,
     "answers": each(text),
     "attention": optional(choice(Implementation)),
     "dtype": optional(float_dtype),

@@ -21,8 +21,9 @@ from .arguments import THIRD, checked
 from .checks import real, refusal, whole
 from .errors import SHOWN, short
 from .processing import Prompt
+from .run import Run
 from .sparsify import SparsityConfig
-from .vlm import VLM, Images, Run, Sparsity
+from .vlm import VLM, Images, Sparsity
 
 _FORMAT = "sparsevlm-trace-1"
 _LARGEST = 2**30  # bytes of a trace's arrays

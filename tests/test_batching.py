@@ -10,6 +10,7 @@ import pytest
 import sparsevlm_jax as sv
 from sparsevlm_jax import vlm as host
 from sparsevlm_jax.batching import new_tokens_bucket, rung, text_bucket
+from sparsevlm_jax.run import Run
 from tests.tiny import random_image
 
 PROMPTS = ["how many dogs?", "What is written on the blue sign?", "a red car <image> <image>?", "where?", "who?"]
@@ -48,7 +49,7 @@ def test_no_images_are_padded_to_none():
 
 def test_rows_of_padding_change_no_answer_and_no_report(vlm):
     options: Any = dict(sparsity=HALF, max_new_tokens=6)
-    five = host.Run(vlm, PROMPTS, IMAGES, HALF, 6)
+    five = Run(vlm, PROMPTS, IMAGES, HALF, 6)
     assert (five.rows, len(five.batch.length), len(five.batch.pixel_values)) == (5, 6, 6)
     together = sv.generate(vlm, PROMPTS, IMAGES, **options)
     assert len(together) == 5
@@ -68,7 +69,7 @@ def test_draws_do_not_depend_on_padding(vlm):
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 0), (2, 3), (None, 3)])
 def test_decoding_does_not_wait_for_padding(vlm, rows, steps):
-    prefilled = host.Run(vlm, PROMPTS[:2], None, None, 4).prefill()
+    prefilled = Run(vlm, PROMPTS[:2], None, None, 4).prefill()
     ends, goes_on = vlm.config.eos_token_ids[0], 5
     logits = jax.nn.one_hot(np.array([ends, goes_on]), prefilled.logits.shape[1])
     start = np.asarray(prefilled.state.next_position)

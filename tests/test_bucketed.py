@@ -8,8 +8,8 @@ import pytest
 import sparsevlm_jax as sv
 from sparsevlm_jax import bucketed
 from sparsevlm_jax.bucketed import ladder
+from sparsevlm_jax.run import Run
 from sparsevlm_jax.sparsify import RankScale, SparsityConfig
-from sparsevlm_jax.vlm import Run
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8) for seed in (0, 1)]
 PROMPTS = ["What is written on the blue sign?", "how many dogs?", "a red car <image> and a bicycle <image> where?"]

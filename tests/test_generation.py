@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import vlm as host
+from sparsevlm_jax import run as host
+from sparsevlm_jax import vlm as answers
 from sparsevlm_jax.decode import Sampling, restrict
 from tests.tiny import random_image
 
@@ -27,7 +28,7 @@ def vlm(tiny_checkpoint):
 
 
 def programs() -> tuple[int, int, int]:
-    return host._encode.size, host._prefill.size, host._decode.size
+    return host._encode.size, host._prefill.size, answers._decode.size
 
 
 def test_a_second_prompt_in_the_bucket_compiles_nothing(vlm):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import vlm as module
+from sparsevlm_jax import run as module
 from sparsevlm_jax.sparsify import SparsityConfig
 from tests.tiny import random_image
 

@@ -159,8 +159,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Request, VLM]":
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
     options = {name: getattr(args, name) for name in names}
     with progress.step("loading the model"):
-        model = sv.load(args.model, dtype=args.dtype, vision_tower=args.vision_tower, pad_to_square=args.pad_to_square)
-    model.processor.allow_http = args.allow_http
+        names = ("dtype", "vision_tower", "pad_to_square", "allow_http")
+        model = sv.load(args.model, **{name: getattr(args, name) for name in names})
     return Request(sparsity, compared, options), model
 
 
