@@ -22,6 +22,14 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "llava")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_compilation_cache():
+    """Where the user keeps compiled programs is none of a test's business; JAX has read its own setting by now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """Compiled programs are kept as long as JAX knows them: gigabytes, over a whole run."""

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import SparsityConfig, cli, methods
+from sparsevlm_jax import SparsityConfig, cli, compilation_cache, methods
 from tests.tiny import random_image
 
 
@@ -24,11 +24,6 @@ def checkpoint(tiny_checkpoint) -> Path:
 def photo(tmp_path) -> Path:
     Image.fromarray(random_image()).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
-
-
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
 
 def run(capsys, *argv: object) -> tuple[int, str, str]:
@@ -148,6 +143,7 @@ def test_the_traceback_can_be_asked_for(tmp_path, monkeypatch):
 def test_compiled_programs_are_kept_where_the_user_keeps_caches(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compilation_cache, "_executables", None)
     name = "jax_compilation_cache_dir"
     before = getattr(jax.config, name)
     try:

@@ -1,6 +1,5 @@
 """A photo, and a command line that runs inside the test."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +19,8 @@ def photo(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(capsys, monkeypatch) -> Run:
+def run(capsys) -> Run:
     """Runs a command; returns exit code, standard output and standard error."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # the user's own cache is none of a test's business
 
     def run(*argv: object) -> tuple[int, str, str]:
         code = cli.main([str(argument) for argument in argv])
