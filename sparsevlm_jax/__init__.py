@@ -7,6 +7,7 @@ out.text, out.report
 """
 
 import importlib
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .vlm import VLM, Output, generate, load, stream
 
 __version__ = "0.1.0"
+
+_imported = time.time()  # a file of this library that changes later is not the code that runs
 
 # Resolved on first use, so that `import sparsevlm_jax` (and `sparsevlm --help`) does not wait for JAX.
 _HOME = {

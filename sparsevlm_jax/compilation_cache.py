@@ -2,28 +2,29 @@
 
     sparsevlm_jax.enable_compilation_cache()
 
-Two things are kept. JAX's own cache saves compiling, of every jitted function in the process; it wants each function
-traced and lowered first, which for a model takes seconds. So this library's programs are kept once more, under what
-they are made from (see `executables`), and then neither is needed.
+This library's programs are kept under what they are made from (see `executables`). JAX's own cache, whose key is the
+lowered program and takes a model's tracing and lowering to know, keeps in that folder whatever else is compiled.
 
 The folder is trusted as JAX trusts its own: what lies in it is run. Keep it where nobody else can write.
 """
 
+import errno
 import os
-import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 #: Bytes that JAX's cache may take, and this library's programs: beyond, what was used least recently is deleted.
 MAX_BYTES = 2 * 1024**3
 
-_JAX = re.compile(r"Error (reading|writing) persistent compilation cache entry")
 _said: set[str] = set()
 _executables: Path | None = None
+_without_jax = threading.Lock()
 
 
 class CacheWarning(UserWarning):
@@ -41,25 +42,26 @@ def enable_compilation_cache(path: str | os.PathLike[str] | None = None) -> Path
         path: the folder; None is `sparsevlm-jax` in $XDG_CACHE_HOME or ~/.cache. Twice `MAX_BYTES` is all it takes.
 
     Returns:
-        The folder, or None where nothing is kept.
+        The folder, or None where this library keeps nothing: in a bucket (`gs://`) that JAX is configured to use, too.
+
+    Raises:
+        ValueError: `path` is no path, or not on this machine.
 
     Warns:
         CacheWarning: the folder cannot be written; the process goes on without.
     """
     global _executables
+    path = None if path is None else _local(path)
     configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") == "" or configured == "":
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") == "" or configured == "" or "://" in str(configured):
         return None
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sparsevlm-jax"
-    folder = Path(configured or path or default).expanduser().absolute()
-    if configured and "://" in str(configured):  # a bucket, which JAX reads and this library does not
-        return Path(configured)
+    folder = Path(configured or path or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sparsevlm-jax")
     try:
-        (folder / "executables").mkdir(mode=0o700, parents=True, exist_ok=True)
-        _probe(folder)
-    except OSError as error:
-        jax.config.update("jax_enable_compilation_cache", False)  # it would say so again for every program
-        warn(f"cannot keep compiled programs in {folder}: {error.strerror}")
+        folder = _writable(folder)
+    except (OSError, ValueError) as error:
+        if configured:  # JAX would say so again for every program
+            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+        warn(f"cannot keep compiled programs in {folder}: {getattr(error, 'strerror', error)}")
         return None
     if not configured:
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -80,27 +82,42 @@ def warn(sentence: str) -> None:
         warnings.warn(sentence, CacheWarning, stacklevel=3)
 
 
-def warn_damaged() -> None:
-    """The one sentence about entries that cannot be read or replaced, JAX's or this library's."""
-    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    warn(f"the compilation cache {folder} is damaged: what it lacks is compiled; delete the folder to mend it")
-
-
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """What JAX says of its cache in here, a jitted function's name and an exception each time, becomes one sentence."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        if _JAX.match(str(warning.message)):
-            warn_damaged()
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+def without_jax_cache() -> Iterator[None]:
+    """JAX compiles anew in here, in all threads: what it has fetched, XLA's CPU backend writes without some functions,
+    which shows when it is run."""
+    with _without_jax:
+        before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_enable_compilation_cache", False)
+        jax_cache.reset_cache()  # JAX looks at the setting once
+        try:
+            yield
+        finally:
+            jax.config.update("jax_enable_compilation_cache", before)
+            jax_cache.reset_cache()
 
 
-def _probe(folder: Path) -> None:
-    """Writes and removes a file: permissions alone do not say whether one can."""
-    file = folder / f".probe-{os.getpid()}"
-    file.write_bytes(b"")
-    file.unlink()
+def _local(path: str | os.PathLike[str]) -> Path:
+    from .arguments import checked  # much that a command without `path` need not import
+
+    folder = checked(path=path)
+    if "://" in os.fspath(path):
+        raise ValueError(f"path must be a folder of this machine, got {os.fspath(path)!r}")
+    return folder
+
+
+def _writable(folder: Path) -> Path:
+    """The folder in full, which is there and can be written: permissions alone do not say whether one can.
+
+    Raises:
+        OSError, ValueError: it is not.
+    """
+    folder = Path(os.path.expanduser(folder))
+    if str(folder).startswith("~"):
+        raise OSError(errno.ENOENT, "there is no such home folder")
+    folder = folder.absolute()
+    (folder / "executables").mkdir(mode=0o700, parents=True, exist_ok=True)
+    probe = folder / f".probe-{os.getpid()}"
+    probe.write_bytes(b"")
+    probe.unlink()
+    return folder

@@ -10,12 +10,15 @@ A file is the SHA-256 of the rest, then what `jax.experimental.serialize_executa
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import pickle
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +26,12 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
-from .compilation_cache import MAX_BYTES, executables_folder, warn, warn_damaged
+from . import _imported
+from .compilation_cache import MAX_BYTES, executables_folder, warn
+from .errors import cut
 
 _PACKAGE = __name__.partition(".")[0]
 _DIGEST = 32
-
-
-_fetched_by_jax = 0
-
-
-def _listen(event: str, **_: Any) -> None:
-    global _fetched_by_jax
-    _fetched_by_jax += event == "/jax/compilation_cache/cache_hits"
-
-
-jax.monitoring.register_event_listener(_listen)
 
 
 class _Unknown(Exception):
@@ -51,9 +45,9 @@ def path_of(function: Callable, args: tuple, static: dict[str, Any]) -> Path | N
         return None
     try:
         parts = [function.__module__, function.__qualname__, _describe(tuple(sorted(static.items()))), _arguments(args)]
+        text = "\n".join([*parts, _sources(), _machine(), _flags(), str(settings())])
     except _Unknown:
         return None
-    text = "\n".join([*parts, _sources(), _machine(), _settings()])
     return folder / f"{function.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
 
@@ -63,25 +57,22 @@ def load(path: Path) -> Any:
         content = path.read_bytes()
     except OSError:
         return None
+    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+        with suppress(OSError):
+            path.unlink()
+        warn(f"the compilation cache {path.parent} is damaged: what it lacks is compiled; delete the folder to mend it")
+        return None
     try:
-        if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
-            raise ValueError("the digest is another")
         device = jax.devices()[0]
         payload, ins, outs = pickle.loads(content[_DIGEST:])
         where = dict(backend=device.client, execution_devices=[device])
         compiled = serialize_executable.deserialize_and_load(payload, ins, outs, **where)
-        os.utime(path)
-    except Exception:  # damaged bytes, or an XLA that thinks otherwise of its own: whatever it is, compiling helps
-        path.unlink(missing_ok=True)
-        warn_damaged()
+    except Exception as error:  # XLA's own reasons, memory among them: compiling may still do, and replaces the file
+        warn(f"cannot fetch a program from {path.parent}, and compile it: {cut(str(error) or type(error).__name__)}")
         return None
+    with suppress(OSError):  # another's file, or another process has deleted it
+        os.utime(path)
     return compiled
-
-
-def fetched_by_jax() -> int:
-    """How many programs JAX has taken from its own cache. Such a one must not be saved: XLA's CPU backend writes a
-    program that it has read without some of its functions, which shows when it runs."""
-    return _fetched_by_jax
 
 
 def save(path: Path, compiled: Any) -> None:
@@ -94,18 +85,26 @@ def save(path: Path, compiled: Any) -> None:
     try:
         work.write_bytes(hashlib.sha256(content).digest() + content)
         os.replace(work, path)
-        _prune(path.parent)
     except OSError as error:
         warn(f"cannot keep compiled programs in {path.parent}: {error.strerror}")
+        with suppress(OSError):
+            work.unlink()
+    _prune(path.parent)
 
 
 def _prune(folder: Path) -> None:
-    files = sorted(((file.stat(), file) for file in folder.iterdir()), key=lambda pair: -pair[0].st_mtime)
+    """Deletes the least recently used files beyond `MAX_BYTES`; other processes may do so at the same time."""
+    files = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                files.append((entry.stat(), entry.path))
     total = 0
-    for stat, file in files:
+    for stat, file in sorted(files, key=lambda pair: -pair[0].st_mtime):
         total += stat.st_size
         if total > MAX_BYTES:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(file)
 
 
 def _is_ours(thing: Any) -> bool:
@@ -146,10 +145,18 @@ def _array(leaf: Any) -> str:
 
 @functools.cache
 def _sources() -> str:
-    """This library's code, whatever its version says, and the versions of what it is compiled with."""
+    """This library's code, whatever its version says, and the versions of what it is compiled with.
+
+    Raises:
+        _Unknown: the code has changed on disk since it was imported.
+    """
+    files = sorted(Path(__file__).parent.rglob("*.py"))
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in files:
         digest.update(file.name.encode() + file.read_bytes())
+    changed = (max(stat.st_mtime, stat.st_ctime) for stat in map(Path.stat, files))
+    if max(changed, default=math.inf) > _imported:
+        raise _Unknown("source")
     return " ".join([digest.hexdigest(), *map(version, ("jax", "jaxlib", "flax", "numpy")), platform.python_version()])
 
 
@@ -162,8 +169,13 @@ def _machine() -> str:
     return f"{platform.machine()} {device.platform} {device.device_kind} {device.client.platform_version} {features}"
 
 
-def _settings() -> str:
-    """Whatever may change a program from outside of its arguments."""
-    flags = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "LIBTPU_"))}
-    config = {name: value for name, value in jax.config.values.items() if "cache" not in name}
-    return f"{sorted(flags.items())} {sorted((name, str(value)) for name, value in config.items())}"
+_settings_of = itemgetter(*(name for name in jax.config.values if "cache" not in name))
+
+
+def settings() -> tuple:
+    """JAX's settings as they now are in this thread: they change programs from outside of their arguments."""
+    return _settings_of(jax.config.values)
+
+
+def _flags() -> str:
+    return str(sorted(pair for pair in os.environ.items() if pair[0].startswith(("XLA_", "LIBTPU_"))))

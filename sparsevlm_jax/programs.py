@@ -15,21 +15,24 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from . import executables, progress
-from .compilation_cache import one_sentence
+from .compilation_cache import without_jax_cache
 
 #: Programs kept in memory; the environment variable SPARSEVLM_PROGRAMS says another number.
 LIMIT = 64
+#: Programs that stay however crowded the process is: those of one call, which would else be compiled for every call.
+LEAST = 8
 
 
 class Programs:
-    """Compiled programs by key: above `limit()` of them, and while the process is `crowded()`, the least recently used
-    goes, but the last. For threads."""
+    """Compiled programs by key: above `limit()` of them, or above `LEAST` while the process is `crowded()`, the least
+    recently used goes. For threads."""
 
     def __init__(self, limit: Callable[[], int], crowded: Callable[[], bool] = lambda: False):
         self._limit, self._crowded = limit, crowded
@@ -59,10 +62,11 @@ class Programs:
         with self._compiling:
             if (found := self.find(key)) is not None:
                 return found
+            limit = self._limit()
             made = make()
             with self._lock:
                 self._kept[key] = made
-                while len(self._kept) > self._limit() or (len(self._kept) > 1 and self._crowded()):
+                while len(self._kept) > limit or (len(self._kept) > LEAST and self._crowded()):
                     self._kept.popitem(last=False)
             return made
 
@@ -129,7 +133,7 @@ class Program:
 
     def compiled(self, *args: Any, **static: Any) -> tuple[Callable, float]:
         """The program for such arguments, not run; and the milliseconds it took to compile (0 where it was)."""
-        key = (self, *_signature(args), tuple(sorted(static.items())))
+        key = (self, *_signature(args), tuple(sorted(static.items())), executables.settings())
         if (found := self._programs.find(key)) is not None:
             return found, 0.0
         start = time.perf_counter()
@@ -141,14 +145,14 @@ class Program:
         def function(*args, **static):  # JAX's caches hold an executable as long as its function lives: one for each
             return self._function(*args, **static)
 
-        if (path := executables.path_of(self._function, args, static)) and (found := executables.load(path)):
+        path = executables.path_of(self._function, args, static)
+        if path and (found := executables.load(path)):
             return found
         jitted = jax.jit(function, static_argnames=self._static, donate_argnums=self._donate)
         name = getattr(self._function, "__name__", "a program")
-        fetched = executables.fetched_by_jax()
-        with progress.step(f"compiling {name}"), one_sentence():
+        with progress.step(f"compiling {name}"), without_jax_cache() if path else nullcontext():
             compiled = jitted.lower(*args, **static).compile()
-        if path and executables.fetched_by_jax() == fetched:
+        if path:
             executables.save(path, compiled)
         return compiled
 

@@ -1,17 +1,22 @@
 """Programs kept on disk: fetched without tracing, bounded, and never in the way of an answer."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from sparsevlm_jax import compilation_cache, decode, executables
-from sparsevlm_jax.compilation_cache import CacheWarning
+from sparsevlm_jax.compilation_cache import CacheWarning, enable_compilation_cache
 from sparsevlm_jax.programs import Program, Programs
 from sparsevlm_jax.sparsify import SparsityConfig
 from sparsevlm_jax.sparsify.select import TopK
@@ -127,18 +132,158 @@ def test_nothing_is_kept_unless_asked():
     assert compilation_cache.executables_folder() is None and path({}, LOGITS) is None
 
 
+def test_code_that_has_changed_since_it_was_imported_is_not_kept(folder, monkeypatch):
+    assert path({}, LOGITS) is not None
+    executables._sources.cache_clear()
+    monkeypatch.setattr(executables, "_imported", Path(decode.__file__).stat().st_mtime - 1)
+    assert path({}, LOGITS) is None
+
+
+def test_a_warning_filter_of_another_thread_is_left_alone():
+    """`warnings.catch_warnings` swaps a list of the whole process: in a compile it undoes what others set."""
+    before, seen = warnings.showwarning, []
+
+    def spy(x):
+        seen.append(warnings.showwarning is before)
+        return x
+
+    Program(spy, static=(), programs=Programs(lambda: 9))(LOGITS)
+    assert seen == [True]
+
+
+def test_another_owners_file_and_one_that_is_deleted_meanwhile_are_fetched(folder, monkeypatch):
+    choose()
+    monkeypatch.setattr(os, "utime", refuse_to(PermissionError("not yours")))
+    forbid_tracing(monkeypatch)
+    np.testing.assert_array_equal(choose(), EXPECTED)
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_file_that_the_device_has_no_room_for_stays_and_is_not_called_damaged(folder, monkeypatch):
+    choose()
+    (file,) = folder.iterdir()
+    content = file.read_bytes()
+    no_room = refuse_to(RuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    monkeypatch.setattr(executables.serialize_executable, "deserialize_and_load", no_room)
+    with pytest.warns(CacheWarning, match="^cannot fetch a program from .*out of memory"):
+        assert executables.load(file) is None
+    assert file.read_bytes() == content
+
+
+def test_a_damaged_file_that_cannot_be_deleted_does_not_stop_the_answer(folder, monkeypatch):
+    choose()
+    (file,) = folder.iterdir()
+    file.write_bytes(b"x")
+    monkeypatch.setattr(Path, "unlink", refuse_to(PermissionError("not yours")))
+    with pytest.warns(CacheWarning, match="damaged"):
+        np.testing.assert_array_equal(choose(), EXPECTED)
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_old_files_go(folder, monkeypatch):
+    (folder / "old").write_bytes(b"x" * 100)
+    write = Path.write_bytes
+
+    def half(path, content):
+        write(path, content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(executables, "MAX_BYTES", 50)
+    with pytest.warns(CacheWarning, match="cannot keep compiled programs in .*: No space left on device"):
+        np.testing.assert_array_equal(choose(), EXPECTED)
+    assert list(folder.iterdir()) == []
+
+
+def test_files_that_others_delete_meanwhile_do_not_stop_the_pruning(folder, monkeypatch):
+    (folder / "old").write_bytes(b"x" * 100)
+    (folder / "gone").symlink_to(folder / "nowhere")  # listed, but cannot be looked at
+    monkeypatch.setattr(executables, "MAX_BYTES", 50)
+    executables._prune(folder)
+    assert [file.name for file in folder.iterdir()] == ["gone"]
+
+
+def refuse_to(error: Exception):
+    def refuse(*_, **__):
+        raise error
+
+    return refuse
+
+
+@pytest.fixture
+def unset(tmp_path, monkeypatch):
+    """As in a process that has no cache yet; JAX's settings are put back."""
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_enable_compilation_cache")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(compilation_cache, "_executables", None)
+    monkeypatch.setattr(compilation_cache, "_said", set())
+    monkeypatch.chdir(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax_cache.reset_cache()
+
+
+class Nobody(os.PathLike):
+    def __fspath__(self):
+        raise TypeError("no path after all")
+
+
+@pytest.mark.parametrize("wrong", [5, b"x", ["a"], "", "a\0b", "\ud800", Nobody(), "gs://bucket/x", True])
+def test_what_is_no_folder_is_refused(unset, tmp_path, wrong):
+    with pytest.raises(ValueError, match="^path must be a "):
+        enable_compilation_cache(wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [None, "~nobody-of-that-name/x"])
+def test_no_home_is_one_sentence(unset, tmp_path, monkeypatch, path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", os.fspath)  # as it is without HOME, for a user that nobody knows
+    with pytest.warns(CacheWarning, match="^cannot keep compiled programs in ~.*: there is no such home folder"):
+        assert enable_compilation_cache(path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_the_next_one(unset, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.warns(CacheWarning, match="cannot keep"):
+        assert enable_compilation_cache(tmp_path / "taken") is None
+    assert jax.config.jax_enable_compilation_cache and compilation_cache.executables_folder() is None
+    assert enable_compilation_cache(tmp_path / "good") == tmp_path / "good"
+    assert jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(tmp_path / "good")
+
+
+def test_a_configured_cache_that_can_only_be_read_stays_on(unset, tmp_path, monkeypatch):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", refuse_to(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.warns(CacheWarning, match="Permission denied"):
+        assert enable_compilation_cache() is None
+    assert jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
+def test_a_bucket_is_jaxs_alone(unset, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", "gs://bucket/x")
+    assert enable_compilation_cache() is None and compilation_cache.executables_folder() is None
+    assert list(tmp_path.iterdir()) == []
+
+
 SCRIPT = """
-import sys, numpy as np, jax
+import os, pathlib, sys, numpy as np, jax
 import sparsevlm_jax
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-print(sparsevlm_jax.enable_compilation_cache(*sys.argv[1:]))
 from sparsevlm_jax import decode
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+do = os.environ.get("SPARSEVLM_TEST", "")
+if do != "jax only":
+    print(sparsevlm_jax.enable_compilation_cache(*sys.argv[1:]))
+    exec(do)
 from sparsevlm_jax.programs import Program
 print(Program(decode.choose, static=())(np.eye(3, 9, 4, np.float32), None, np.int32(0))[0])
 """
 
 
-def process(*arguments: object, **environment: str) -> tuple[list[str], list[str]]:
+def process(*arguments: object, cwd: Path | None = None, **environment: str) -> tuple[list[str], list[str]]:
     """Lines on stdout, and the warnings, of a process of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "XDG"))}
     done = subprocess.run(
@@ -146,6 +291,7 @@ def process(*arguments: object, **environment: str) -> tuple[list[str], list[str
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
         env=clean | {"PYTHONPATH": os.pathsep.join(sys.path), **environment},
     )
     assert done.returncode == 0, done.stderr
@@ -156,7 +302,7 @@ def process(*arguments: object, **environment: str) -> tuple[list[str], list[str
 def test_every_file_of_the_cache_may_be_damaged(tmp_path):
     assert process(XDG_CACHE_HOME=str(tmp_path)) == ([str(tmp_path / "sparsevlm-jax"), "[4 5 6]"], [])
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert {file.parent.name for file in files} == {"sparsevlm-jax", "executables"}
+    assert {file.parent.name for file in files} == {"executables"}
     for file in files:
         file.write_bytes(b"nonsense")
     out, said = process(XDG_CACHE_HOME=str(tmp_path))
@@ -164,15 +310,31 @@ def test_every_file_of_the_cache_may_be_damaged(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_jax_fetched_is_not_saved_again(tmp_path):
-    """XLA's CPU backend writes a program that it has read without some of its functions."""
-    folder = tmp_path / "sparsevlm-jax"
-    assert process(XDG_CACHE_HOME=str(tmp_path)) == ([str(folder), "[4 5 6]"], [])
-    for file in (folder / "executables").iterdir():
-        file.unlink()
-    for _ in range(2):
-        assert process(XDG_CACHE_HOME=str(tmp_path)) == ([str(folder), "[4 5 6]"], [])
-        assert list((folder / "executables").iterdir()) == []
+def test_what_jax_has_in_its_own_cache_is_kept_here_too(tmp_path):
+    """Not by way of it: XLA's CPU backend writes a program that it has read without some of its functions."""
+    theirs = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    process(**theirs, SPARSEVLM_TEST="jax only")
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith("jit_choose")]
+    for _ in range(2):  # compiled, then fetched
+        assert process(**theirs) == ([str(tmp_path), "[4 5 6]"], [])
+        assert len(list((tmp_path / "executables").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_code_that_is_edited_between_its_import_and_its_compilation_is_not_taken_for_the_new(tmp_path):
+    package = Path(executables.__file__).parent
+    copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("demo", "__pycache__"))
+    file = copy / "decode.py"
+    edit = f"""
+assert decode.__file__ == {str(file)!r}
+with open(decode.__file__, "w") as file:
+    file.write({file.read_text().replace("argmax", "argmin")!r})
+"""
+    python = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "XDG_CACHE_HOME": str(tmp_path)}
+    first, _ = process(**python, cwd=tmp_path, SPARSEVLM_TEST=edit)
+    assert "argmin" in file.read_text() and first[-1] == "[4 5 6]"
+    again, _ = process(**python, cwd=tmp_path)
+    assert again[-1] == "[0 0 0]"
 
 
 @pytest.mark.slow

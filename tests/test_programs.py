@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,21 +86,44 @@ def test_clearing_gives_all_maps_back():
 
 def test_a_crowded_process_gives_programs_back_whatever_the_limit():
     crowd = [False]
-    kept = Programs(lambda: 9, lambda: crowd[0] and len(kept) > 2)
+    kept = Programs(lambda: 99, lambda: crowd[0])
+    for key in range(20):
+        kept.get(key, object)
+    assert len(kept) == 20
+    crowd[0] = True
+    kept.get(20, object)
+    assert kept.order() == [13, 14, 15, 16, 17, 18, 19, 20]
+
+
+def test_the_programs_of_one_call_stay_however_crowded():
+    kept = Programs(lambda: 9, lambda: True)
     program = Program(mix, static=("rounds",), programs=kept)
     for size in (3, 4, 5):
         program(square(size), rounds=1)
-    assert len(kept) == 3
-    crowd[0] = True
-    program(square(6), rounds=1)
-    assert [program(square(size), rounds=1)[2] for size in (5, 6)] == [0, 0] and len(kept) == 2
+    assert [program(square(size), rounds=1)[2] for size in (3, 4, 5)] == [0, 0, 0]
 
 
-def test_the_last_program_stays_however_crowded():
-    kept = Programs(lambda: 9, lambda: True)
-    program = Program(mix, static=("rounds",), programs=kept)
-    program(square(3), rounds=1)
-    assert program(square(3), rounds=1)[2] == 0
+def third(x):
+    return x / jnp.asarray(3, float)
+
+
+def test_jaxs_settings_are_part_of_what_a_program_is_kept_under():
+    program = Program(third, static=(), programs=Programs(lambda: 9))
+    one = np.float32(1)
+    assert program(one)[0].dtype == np.float32
+    with jax.enable_x64(True):
+        assert program(one)[0].dtype == np.float64
+    assert program(one)[0].dtype == np.float32 and program.size == 2
+    with jax.default_matmul_precision("highest"):
+        assert program(one)[2] > 0
+
+
+def test_a_wrong_limit_is_refused_whatever_has_been_compiled(monkeypatch):
+    program = Program(mix, static=("rounds",), programs=Programs(programs.limit))
+    monkeypatch.setenv("SPARSEVLM_PROGRAMS", "many")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="SPARSEVLM_PROGRAMS"):
+            program(square(3), rounds=1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
