@@ -139,12 +139,12 @@ def test_code_that_has_changed_since_it_was_imported_is_not_kept(folder, monkeyp
     assert path({}, LOGITS) is None
 
 
-def test_a_warning_filter_of_another_thread_is_left_alone():
-    """`warnings.catch_warnings` swaps a list of the whole process: in a compile it undoes what others set."""
-    before, seen = warnings.showwarning, []
+def test_the_warnings_of_other_threads_are_left_alone_while_one_compiles():
+    """`warnings.catch_warnings` swaps the filters of the whole process, and whoever leaves last puts back its own."""
+    filters, seen = warnings.filters, []
 
     def spy(x):
-        seen.append(warnings.showwarning is before)
+        seen.append(warnings.filters is filters)
         return x
 
     Program(spy, static=(), programs=Programs(lambda: 9))(LOGITS)
@@ -225,6 +225,10 @@ def unset(tmp_path, monkeypatch):
     jax_cache.reset_cache()
 
 
+def settings_of_jax() -> tuple[bool, str]:
+    return jax.config.values["jax_enable_compilation_cache"], jax.config.values["jax_compilation_cache_dir"]
+
+
 class Nobody(os.PathLike):
     def __fspath__(self):
         raise TypeError("no path after all")
@@ -250,9 +254,9 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_next_one(unset, tmp_p
     (tmp_path / "taken").write_text("a file")
     with pytest.warns(CacheWarning, match="cannot keep"):
         assert enable_compilation_cache(tmp_path / "taken") is None
-    assert jax.config.jax_enable_compilation_cache and compilation_cache.executables_folder() is None
+    assert compilation_cache.executables_folder() is None
     assert enable_compilation_cache(tmp_path / "good") == tmp_path / "good"
-    assert jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(tmp_path / "good")
+    assert settings_of_jax() == (True, str(tmp_path / "good"))
 
 
 def test_a_configured_cache_that_can_only_be_read_stays_on(unset, tmp_path, monkeypatch):
@@ -260,7 +264,7 @@ def test_a_configured_cache_that_can_only_be_read_stays_on(unset, tmp_path, monk
     monkeypatch.setattr(Path, "write_bytes", refuse_to(PermissionError(errno.EACCES, "Permission denied")))
     with pytest.warns(CacheWarning, match="Permission denied"):
         assert enable_compilation_cache() is None
-    assert jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(tmp_path)
+    assert settings_of_jax() == (True, str(tmp_path))
 
 
 def test_a_bucket_is_jaxs_alone(unset, tmp_path):
@@ -283,15 +287,14 @@ print(Program(decode.choose, static=())(np.eye(3, 9, 4, np.float32), None, np.in
 """
 
 
-def process(*arguments: object, cwd: Path | None = None, **environment: str) -> tuple[list[str], list[str]]:
+def process(*arguments: object, **environment: str) -> tuple[list[str], list[str]]:
     """Lines on stdout, and the warnings, of a process of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "XDG"))}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        [sys.executable, "-P", "-c", SCRIPT, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=cwd,
         env=clean | {"PYTHONPATH": os.pathsep.join(sys.path), **environment},
     )
     assert done.returncode == 0, done.stderr
@@ -331,9 +334,9 @@ with open(decode.__file__, "w") as file:
     file.write({file.read_text().replace("argmax", "argmin")!r})
 """
     python = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "XDG_CACHE_HOME": str(tmp_path)}
-    first, _ = process(**python, cwd=tmp_path, SPARSEVLM_TEST=edit)
+    first, _ = process(**python, SPARSEVLM_TEST=edit)
     assert "argmin" in file.read_text() and first[-1] == "[4 5 6]"
-    again, _ = process(**python, cwd=tmp_path)
+    again, _ = process(**python)
     assert again[-1] == "[0 0 0]"
 
 
