@@ -77,9 +77,11 @@ class Server:
 
 
 def content(folder: Path) -> dict[str, bytes] | None:
-    """Everything a checkpoint holds, bit for bit; None where nothing loads."""
+    """Everything a checkpoint holds, bit for bit, but for the hashes of its files: Orbax writes the time into them. None
+    where nothing loads."""
     import numpy as np
 
+    from sparsevlm_jax.checkpoint import MARKER
     from sparsevlm_jax.errors import CheckpointError
     from sparsevlm_jax.sources import load_checkpoint
     from sparsevlm_jax.trees import flatten
@@ -91,6 +93,8 @@ def content(folder: Path) -> dict[str, bytes] | None:
     except CheckpointError:
         return None
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    marker = json.loads(files.pop(MARKER))
+    files[MARKER] = json.dumps({name: value for name, value in marker.items() if name not in ("files", "seal")}).encode()
     return files | {name: np.asarray(leaf).tobytes() for name, leaf in flatten(params).items()}
 
 

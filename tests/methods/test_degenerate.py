@@ -111,7 +111,7 @@ def test_options_out_of_range_are_refused():
     for name, option in (("fastv", {"layer": 0}), ("dart", {"layer": 0}), ("dart", {"image_pivots": 0})):
         with pytest.raises(ValueError, match=r"got .*0"):
             pruned(name, **option)
-    with pytest.raises(ValueError, match="at least 1 : 1"):
+    with pytest.raises(ValueError, match="contextual must be a whole number >= 1, got 0"):
         pruned("visionzip", contextual=0)
     with pytest.raises(ValueError, match="power"):
         pruned("sparsevlm-diverse", power=-1.0)
