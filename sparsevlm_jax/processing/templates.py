@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import CheckpointError
-from ..jsonfile import read_json
+from ..jsonfile import optional_json, read_json
 
 #: Characters of a template. The longest that are published have 30,000.
 LONGEST_SOURCE: Final = 65_536
@@ -33,7 +33,7 @@ def find_template(folder: Path, of_tokenizer: Any) -> str | None:
         CheckpointError: a file that should hold a template cannot be read or holds none.
     """
     json_file, jinja_file = folder / "chat_template.json", folder / "chat_template.jinja"
-    processor = _optional_json(folder / "processor_config.json").get("chat_template")
+    processor = optional_json(folder / "processor_config.json").get("chat_template")
     if processor is not None:
         return _default(processor, folder / "processor_config.json")
     if json_file.is_file():
@@ -86,9 +86,13 @@ def wants_parts(template: str) -> bool:
     Raises:
         TemplateError: the template is no Jinja.
     """
+    _check_length(template)
+    return _own_errors(lambda: _takes_parts(_sandbox().parse(template)))
+
+
+def _takes_parts(tree: Any) -> bool:
     from jinja2 import nodes
 
-    tree = _own_errors(lambda: _sandbox().parse(template))
     names = _content_names(tree)
 
     def is_content(node: Any) -> bool:
@@ -185,9 +189,15 @@ def _sandbox() -> Any:
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> Any:
+    from .meter import metered
+
+    _check_length(template)
+    return _own_errors(lambda: metered(lambda: _sandbox().from_string(template)))
+
+
+def _check_length(template: str) -> None:
     if len(template) > LONGEST_SOURCE:
         raise TemplateError(f"it has {len(template)} characters, at most {LONGEST_SOURCE} are read")
-    return _own_errors(lambda: _sandbox().from_string(template))
 
 
 def _own_errors(function: Callable[[], Any]) -> Any:
@@ -205,7 +215,3 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {str(error)[:200]}") from None
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
