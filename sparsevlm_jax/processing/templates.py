@@ -130,7 +130,9 @@ def _is_content(node: Any, names: set[str]) -> bool:
     if isinstance(node, nodes.Getattr):
         return node.attr == "content"
     if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+        return _is_name(node.arg)
+    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
+        return node.node.attr == "get" and bool(node.args) and _is_name(node.args[0])
     return isinstance(node, nodes.Name) and node.name in names
 
 
@@ -161,10 +163,19 @@ def _accesses(tree: Any) -> Iterator[Any]:
             yield node
 
 
-def _is_item(node: Any) -> bool:
+def _is_name(node: Any) -> bool:
     from jinja2 import nodes
 
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, int)
+    return isinstance(node, nodes.Const) and node.value == "content"
+
+
+def _is_item(node: Any) -> bool:
+    """`x[0]`, `x[i]`; no slice, and no field."""
+    from jinja2 import nodes
+
+    if not isinstance(node, nodes.Getitem) or isinstance(node.arg, nodes.Slice):
+        return False
+    return not isinstance(node.arg, nodes.Const) or isinstance(node.arg.value, int)
 
 
 def _default(value: Any, origin: Path) -> str:
