@@ -1,5 +1,6 @@
 """The processor gives the ids and pixels of Hugging Face's `LlavaProcessor`, from every generation of its files."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -281,6 +282,22 @@ def test_a_picture_that_cannot_be_read_stops_the_batch_by_name(processor, tmp_pa
     (tmp_path / "words.png").write_text("words")
     with pytest.raises(ImageError, match=r"words\.png: not an image"):
         processor(["What?"], [[tmp_path / "words.png"]])
+
+
+def test_the_bound_on_pixels_is_the_processors(folder):
+    photo = PHOTOS[0]
+    few = Processor.from_folder(folder, CONFIG, max_pixels=60 * 90 - 1)
+    with pytest.raises(ImageError, match=f"more than the {few.max_pixels} pixels that are read"):
+        few(["What?"], [[photo]])
+    enough = Processor.from_folder(folder, CONFIG, max_pixels=60 * 90)
+    assert len(enough(["What?"], [[photo]]).pixel_values) == 1
+
+
+def test_the_size_that_is_shown_is_that_which_the_tower_sees(processor):
+    """SigLIP's preprocessing resizes, and names a crop that it does not do."""
+    pixels = dataclasses.replace(PixelConfig.square(IMAGE_SIZE), do_center_crop=False, crop_size=(28, 28))
+    shown = Processor(processor.tokenizer, CONFIG, pixels=dataclasses.replace(pixels, size=(IMAGE_SIZE, IMAGE_SIZE)))
+    assert f"images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels" in repr(shown)
 
 
 def test_nothing_here_needs_torch_or_says_a_word(folder):
