@@ -156,17 +156,9 @@ class Processor:
 
         A BOS is there if the tokenizer adds one or the text begins with it, and never for both reasons: so does the
         chat template of Hugging Face's processors.
-
-        Raises:
-            PromptError: a token outside the language model's vocabulary.
         """
-        ids = self._tokenize(text)
-        array = np.array(ids, np.int32)
-        is_image = array == self.config.image_token_id
-        top, vocabulary = int(np.max(array, where=~is_image, initial=0)), self.config.text.vocab_size
-        if top >= vocabulary:
-            raise PromptError(f"the prompt has token {top}, the language model knows {vocabulary}")
-        return np.repeat(array, np.where(is_image, self.config.tokens_per_image, 1))
+        array = np.array(self._tokenize(text), np.int32)
+        return np.repeat(array, np.where(array == self.config.image_token_id, self.config.tokens_per_image, 1))
 
     def encode_images(self, images: Sequence[ImageSource]) -> Float[np.ndarray, "I 3 H W"]:
         """Pixel values of images, [I, 3, H, W] float32; of none, an array with I = 0."""

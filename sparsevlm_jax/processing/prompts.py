@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from ..checks import HALF_OF_A_PAIR
 from ..errors import short
 from .images import ImageSource
 from .templates import TemplateError, render_template, wants_parts
@@ -154,13 +155,11 @@ def _read_part(part: Any) -> dict[str, Any]:
 
 def _checked_text(text: str) -> str:
     """Plain text that a tokenizer can read: half of a surrogate pair is no character."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
+    half = HALF_OF_A_PAIR.search(text)
+    if half is not None:
         raise PromptError(
-            f"expected a text, got half of a surrogate pair (U+{code:04X}) at character {error.start + 1}"
-        ) from None
+            f"expected a text, got half of a surrogate pair (U+{ord(half[0]):04X}) at character {half.start() + 1}"
+        )
     return str(text)
 
 

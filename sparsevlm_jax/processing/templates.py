@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, cut
 from ..jsonfile import optional_json, read_json
 
 #: Characters of a template. The longest that are published have 30,000.
@@ -218,11 +218,11 @@ def _own_errors(function: Callable[[], Any]) -> Any:
     except RecursionError:
         raise TemplateError("it is nested too deeply") from None
     except Exception as error:
-        raise TemplateError(str(error)[:200] or type(error).__name__) from error
+        raise TemplateError(cut(str(error)) or type(error).__name__) from error
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}") from None
+        raise CheckpointError(f"cannot read {path}: {cut(str(error))}") from None

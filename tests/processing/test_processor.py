@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import sparsevlm_jax
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models.llava import LlavaConfig
-from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor, PromptError
+from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor
 from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, tiny_processor, tiny_tokenizer
 
 REAL = os.environ.get("SPARSEVLM_REAL")
@@ -209,13 +209,6 @@ def test_parts_that_do_not_belong_together_are_refused(folder):
     other = LlavaConfig.from_hf({**tiny_config().to_dict(), "image_token_index": 399, "image_token_id": 399})
     with pytest.raises(ValueError, match="<image> is token 400 to the tokenizer, 399 to the model"):
         Processor.from_folder(folder, other)
-
-
-def test_a_token_the_model_does_not_know_is_refused():
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(60)])
-    with pytest.raises(PromptError, match="token 461, the language model knows 448"):
-        Processor(tokenizer, CONFIG, pixels=PixelConfig.square(IMAGE_SIZE)).encode("<extra59>")
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "not json", "wrong json"])
