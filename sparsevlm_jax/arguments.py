@@ -97,6 +97,7 @@ RULES: dict[str, Check] = {
     "attention": optional(choice(Implementation)),
     "dtype": optional(float_dtype),
     "max_new_tokens": whole(1),
+    "max_pixels": whole(1),
     "pad_to_square": optional(flag),
     "path": path,
     "seed": seeds,

@@ -23,6 +23,9 @@ LARGEST = 2**31 - 1
 #: The largest seed: JAX cuts a larger one to 32 bits, and draws what another seed draws.
 LARGEST_SEED = 2**32 - 1
 
+#: Half of a surrogate pair: no character, and nothing that a file or a tokenizer takes.
+HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
+
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?|[+-]?\d+/\d+)(%?)", re.ASCII | re.IGNORECASE)
 _LONGEST_NUMBER = 100  # characters
 
@@ -84,7 +87,7 @@ def flag(name: str, value: Any) -> bool:
 
 def text(name: str, value: Any) -> str:
     """A string that can be written to a file: no half of a surrogate pair."""
-    if not isinstance(value, str) or re.search("[\ud800-\udfff]", value):
+    if not isinstance(value, str) or HALF_OF_A_PAIR.search(value):
         raise refusal(name, "a text", value)
     return str(value)
 

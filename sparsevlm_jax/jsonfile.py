@@ -27,3 +27,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise CheckpointError(f"{path} holds no table, but a {type(table).__name__}")
     return table
+
+
+def optional_json(path: str | Path) -> dict[str, Any]:
+    """As `read_json`, and an empty table where there is no such file."""
+    return read_json(path) if Path(path).is_file() else {}

@@ -26,7 +26,7 @@ from .errors import short
 from .models.attention import Implementation, choose_implementation
 from .models.dtypes import compute_dtype
 from .models.llava import LlavaConfig
-from .processing import ImageSource, Processor, Prompt
+from .processing import MAX_PIXELS, ImageSource, Processor, Prompt
 from .programs import Program
 from .run import Run
 from .sources import load_checkpoint
@@ -91,6 +91,7 @@ def load(
     pad_to_square: bool | None = None,
     attention: Implementation | None = None,
     allow_http: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> VLM:
     """Loads a model to the default device.
 
@@ -104,17 +105,19 @@ def load(
         pad_to_square: pad pictures (original LLaVA) instead of cropping them (llava-hf); None does as the checkpoint.
         attention: "cudnn" or "xla"; None takes cuDNN where it can run.
         allow_http: fetch pictures that are given as http(s) addresses.
+        max_pixels: of a picture; more are refused, but for a JPEG that can be decoded at a smaller size.
 
     Raises:
         ValueError: the checkpoint is missing, damaged or not implemented; the message names what and where.
     """
-    source, dtype, vision_tower, pad_to_square, attention, allow_http = checked(
+    source, dtype, vision_tower, pad_to_square, attention, allow_http, max_pixels = checked(
         source=source,
         dtype=dtype,
         vision_tower=vision_tower,
         pad_to_square=pad_to_square,
         attention=attention,
         allow_http=allow_http,
+        max_pixels=max_pixels,
     )
     platform = jax.default_backend()
     dtype = compute_dtype(dtype, platform)
@@ -124,7 +127,11 @@ def load(
         source = CHECKPOINT
     checkpoint = load_checkpoint(source, dtype=dtype, vision_tower=vision_tower)
     processor = Processor.from_folder(
-        checkpoint.folder, checkpoint.config, pad_to_square=pad_to_square, allow_http=allow_http
+        checkpoint.folder,
+        checkpoint.config,
+        pad_to_square=pad_to_square,
+        allow_http=allow_http,
+        max_pixels=max_pixels,
     )
     head_dim = checkpoint.config.text.head_dim
     chosen = choose_implementation(dtype, head_dim=head_dim, platform=platform)

@@ -7,10 +7,9 @@ checkpoint's makers decode: `generation_config.json` (see `generation_config`). 
 """
 
 from pathlib import Path
-from typing import Any
 
 from ..errors import CheckpointError
-from ..jsonfile import read_json
+from ..jsonfile import optional_json, read_json
 from ..models.llava import LlavaConfig
 from .pixels import PixelConfig
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1
@@ -31,14 +30,14 @@ def read_pixel_config(folder: Path, config: LlavaConfig) -> PixelConfig:
         CheckpointError: no file says.
         ValueError: a setting that is not implemented, by name.
     """
-    processor = _optional_json(folder / "processor_config.json")
+    processor = optional_json(folder / "processor_config.json")
     if processor.get("image_token", IMAGE_MARK) != IMAGE_MARK:
         raise ValueError(f"image_token = {processor['image_token']!r} is not implemented, only {IMAGE_MARK!r}")
     if "image_processor" in processor:
         return PixelConfig.from_hf(processor)
     if (folder / "preprocessor_config.json").is_file():
         return PixelConfig.from_hf(read_json(folder / "preprocessor_config.json"))
-    original = _optional_json(folder / "config.json")
+    original = optional_json(folder / "config.json")
     if "mm_vision_tower" in original:
         return PixelConfig.square(config.vision.image_size, do_pad=original.get("image_aspect_ratio") == "pad")
     raise CheckpointError(
@@ -52,12 +51,8 @@ def read_template(folder: Path) -> str:
     Raises:
         CheckpointError: a file that should hold a template holds none, or no Jinja.
     """
-    template = find_template(folder, _optional_json(folder / "tokenizer_config.json").get("chat_template"))
+    template = find_template(folder, optional_json(folder / "tokenizer_config.json").get("chat_template"))
     if template is None:
-        return VICUNA_V1 if "mm_vision_tower" in _optional_json(folder / "config.json") else LLAVA_1_5
+        return VICUNA_V1 if "mm_vision_tower" in optional_json(folder / "config.json") else LLAVA_1_5
     check_template(template, folder)
     return template
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

@@ -11,6 +11,7 @@ quarter or eighth of their size, which the format does on the way; all others ar
 
 import io
 import os
+import struct
 import warnings
 from typing import BinaryIO, Final, TypeAlias
 
@@ -29,6 +30,7 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "J
 MAX_PIXELS: Final = 64_000_000
 #: A JPEG is not decoded to a shorter edge than this: resizing to what a vision tower sees must always be downwards.
 SHORTEST_REDUCED: Final = 1024
+_JPEGS: Final = ("JPEG", "MPO")  # phones write several JPEGs into one file; the first counts
 _STRIP: Final = 256  # rows that are composited at a time
 _ORIENTATION: Final = 0x0112
 _GREY_LEVELS: Final = {"L;2": 85, "L;4": 17}  # a PNG's 2- and 4-bit samples become 8 bits by this factor
@@ -42,9 +44,10 @@ def open_image(source: ImageSource, *, allow_http: bool = False, max_pixels: int
     Args:
         source: a path; a `file:`, `data:` or, where allowed, http(s) URL; the bytes of an image file; a file open for
             bytes; a PIL image; or a uint8 array, of numpy or JAX, [height, width] or [height, width, channels] of 1, 3
-            or 4 channels. Of an animation the first frame is taken.
+            or 4 channels. Of an animation the first frame is taken. A PIL image stays as it is; one that was loaded has
+            forgotten its file's bit depth, so that a transparent key of 2, 4 or 16 bits is taken for one of 8.
         allow_http: fetch pictures from the network.
-        max_pixels: more are refused.
+        max_pixels: more are refused, in arrays and PIL images as in files; a JPEG is reduced to fit, if it can be.
 
     Returns:
         A PIL image in mode RGB; the given one where nothing had to be done.
@@ -57,7 +60,7 @@ def open_image(source: ImageSource, *, allow_http: bool = False, max_pixels: int
     if isinstance(source, Image.Image):
         return _given(source, max_pixels)
     if isinstance(source, np.ndarray | jax.Array):
-        return _upright_rgb(_from_array(source), "the given array")
+        return _upright_rgb(_from_array(source, max_pixels), "the given array")
     if isinstance(source, bytes | bytearray | memoryview):
         if len(source) > MAX_BYTES:
             raise ImageError(f"the given {len(source)} bytes are more than the {MAX_BYTES} that are read")
@@ -85,14 +88,23 @@ def _given(image: Image.Image, max_pixels: int) -> Image.Image:
     name = "the given PIL image"
     _check_size(image, name, max_pixels)
     try:
-        if isinstance(image, ImageFile.ImageFile):  # it may not have been decoded yet
-            _scale_key(image)
+        if isinstance(image, ImageFile.ImageFile) and _scaled_key(image) is not None:
+            return _decode(_file_of(image), name, max_pixels)
         image.load()
         return _upright_rgb(image, name)
     except ImageError:
         raise
     except Exception as error:  # closed, or opened from a file that is damaged or gone
         raise ImageError(f"{name} cannot be read ({cut(str(error))})") from error
+
+
+def _file_of(image: ImageFile.ImageFile) -> BinaryIO:
+    """The file of a picture that is not loaded yet, copied: the picture is the caller's."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    copied = io.BytesIO(image.fp.read())
+    image.fp.seek(place)
+    return copied
 
 
 def _decode(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
@@ -102,25 +114,48 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to stop; size is checked below
-            image = Image.open(stream, formats=FORMATS)
+            image = _identified(stream)
             _reduce(image, max_pixels)
             _check_size(image, name, max_pixels)
-            _scale_key(image)
+            key = _scaled_key(image)
+            if key is not None:
+                image.info["transparency"] = key
             image.load()
             return _upright_rgb(image, name)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: not an image in a format that is read ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: more than the {max_pixels} pixels that are read") from None
+    except Image.DecompressionBombError:  # some formats have Pillow's bound inside
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise ImageError(f"{name}: more than the {limit} pixels that are read") from None
     except Exception as error:
         # Pillow's decoders meet hostile bytes with any of a dozen exception types: all mean the same to the user.
         raise ImageError(f"{name}: damaged or truncated image ({cut(str(error))})") from error
 
 
+def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
+    """As `Image.open`, whose bound on pixels is a setting of the whole process: it would come before reducing, and
+    before `max_pixels`."""
+    Image.init()
+    prefix = stream.read(16)
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        if factory is None or (accept and accept(prefix) is not True):
+            continue
+        stream.seek(0)
+        try:
+            return factory(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # by which Pillow says "of another format"
+            continue
+    raise Image.UnidentifiedImageError
+
+
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    width, height = image.size
+    _check_pixels(image.width, image.height, name, max_pixels)
+
+
+def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"{name}: {width} x {height} is {width * height} pixels, more than the {max_pixels} pixels that are read"
@@ -129,32 +164,34 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 def _reduce(image: ImageFile.ImageFile, max_pixels: int) -> None:
     """Has a JPEG of too many pixels decoded at the largest of a half, a quarter or an eighth that is small enough."""
-    width, height = image.size
+    if image.format not in _JPEGS or image.width * image.height <= max_pixels:
+        return
     for scale in (2, 4, 8):
-        if image.format != "JPEG" or image.width * image.height <= max_pixels:
+        width, height = -(-image.width // scale), -(-image.height // scale)
+        if min(width, height) >= SHORTEST_REDUCED and width * height <= max_pixels:
+            image.draft(None, (image.width // scale, image.height // scale))  # pyright: ignore[reportArgumentType]
             return
-        if min(width, height) // scale >= SHORTEST_REDUCED:
-            image.draft(None, (width // scale, height // scale))  # pyright: ignore[reportArgumentType]
 
 
-def _scale_key(image: ImageFile.ImageFile) -> None:
-    """A PNG's transparent key has the file's bit depth: brings it to that of the pixels, which Pillow does not."""
+def _scaled_key(image: ImageFile.ImageFile) -> int | tuple[int, ...] | None:
+    """A PNG's transparent key has the file's bit depth: that of the pixels, to which Pillow does not bring it; None
+    where nothing is to do."""
     key, raw = image.info.get("transparency"), image.tile[0].args if image.format == "PNG" and image.tile else None
     if isinstance(key, int) and raw in _GREY_LEVELS:
-        image.info["transparency"] = key * _GREY_LEVELS[raw]
-    elif isinstance(key, tuple) and raw == "RGB;16B":
-        image.info["transparency"] = tuple(level >> 8 for level in key)
+        return key * _GREY_LEVELS[raw]
+    if isinstance(key, tuple) and raw == "RGB;16B":
+        return tuple(level >> 8 for level in key)
+    return None
 
 
-def _from_array(array: np.ndarray | jax.Array) -> Image.Image:
+def _from_array(array: np.ndarray | jax.Array, max_pixels: int) -> Image.Image:
     if array.dtype != np.uint8:
         raise ImageError(f"expected an array of uint8 (0 to 255), got {array.dtype}")
-    array = np.asarray(array)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))):
         raise ImageError(f"expected an array [height, width(, 1, 3 or 4)], got shape {list(array.shape)}")
-    return Image.fromarray(array)
+    _check_pixels(array.shape[1], array.shape[0], "the given array", max_pixels)
+    values = np.asarray(array)
+    return Image.fromarray(values[..., 0] if array.shape[2:] == (1,) else values)
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -33,7 +33,7 @@ class TooCostly(Exception):
 
 
 class Meter:
-    """What one rendering has used."""
+    """What one rendering, or one compilation, has used."""
 
     def __init__(self):
         self.room, self.deadline = TOTAL, time.thread_time() + SECONDS
@@ -46,7 +46,7 @@ class Meter:
             raise TooCostly(f"it takes more than {SECONDS:g} seconds")
 
 
-_METER: ContextVar[Meter | None] = ContextVar("meter", default=None)
+_METER: ContextVar[Meter] = ContextVar("meter")
 
 
 def metered(function: Callable[[], Any]) -> Any:
@@ -59,9 +59,7 @@ def metered(function: Callable[[], Any]) -> Any:
 
 
 def spend(size: int) -> None:
-    meter = _METER.get()
-    if meter is not None:  # constants are folded while a template is compiled: what they take is checked all the same
-        meter.spend(size)
+    _METER.get().spend(size)
 
 
 def check_size(*values: Any) -> int:

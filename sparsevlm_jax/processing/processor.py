@@ -1,7 +1,7 @@
 """The processor of a LLaVA checkpoint: prompts and pictures in, token ids and pixel values out, and ids back into text.
 
-Ids equal those of Hugging Face's `LlavaProcessor` and pixels those of its PIL image processor. The tokenizer is
-`transformers`' own; neither it nor anything here needs torch. Nothing is padded: rows have their own lengths.
+Ids equal those of Hugging Face's `LlavaProcessor` and pixels those of its PIL image processor. Nothing
+here needs torch, and a plain tokenizer no `transformers`. Nothing is padded: rows have their own lengths.
 
 Dims: I images of all rows together, H height, W width.
 """
@@ -20,7 +20,7 @@ from ..errors import short
 from ..models.llava import LlavaConfig
 from .files import read_pixel_config, read_template
 from .generation_config import read_generation_config
-from .images import ImageSource, open_image
+from .images import MAX_PIXELS, ImageSource, open_image
 from .pixels import PixelConfig, preprocess
 from .prompts import IMAGE_MARK, LLAVA_1_5, Prompt, PromptError, read_prompt, read_raw, render
 from .tokenizer import TextTokenizer, read_tokenizer
@@ -49,6 +49,7 @@ class Processor:
         template: Jinja chat template.
         eos_token_ids: ids that end an answer; default: the model config's.
         allow_http: fetch pictures that are given as http(s) addresses.
+        max_pixels: of a picture; more are refused, but for a JPEG that can be decoded at a smaller size.
 
     Raises:
         ValueError: tokenizer, preprocessing and model do not belong together.
@@ -63,9 +64,10 @@ class Processor:
         template: str = LLAVA_1_5,
         eos_token_ids: tuple[int, ...] | None = None,
         allow_http: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ):
         self.tokenizer, self.config, self.pixels, self.template = tokenizer, config, pixels, template
-        self.allow_http = allow_http
+        self.allow_http, self.max_pixels = allow_http, max_pixels
         self.eos_token_ids = config.eos_token_ids if eos_token_ids is None else eos_token_ids
         edge = config.vision.image_size
         if pixels.output_size != (edge, edge):
@@ -83,13 +85,14 @@ class Processor:
         *,
         pad_to_square: bool | None = None,
         allow_http: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> "Processor":
         """Read the processor files of a checkpoint folder (`files.PROCESSOR_FILES`), of any transformers since 4.36.
 
         Args:
             pad_to_square: True pads pictures to a square as the original LLaVA does, False crops them as llava-hf
                 does; None does what the checkpoint says.
-            allow_http: as above.
+            allow_http, max_pixels: as above.
 
         Raises:
             CheckpointError: a file is missing or cannot be read.
@@ -107,10 +110,11 @@ class Processor:
             template=read_template(folder),
             eos_token_ids=read_generation_config(folder, config.eos_token_ids),
             allow_http=allow_http,
+            max_pixels=max_pixels,
         )
 
     def __repr__(self) -> str:
-        kind, (height, width) = type(self.tokenizer).__name__, self.pixels.crop_size
+        kind, (height, width) = type(self.tokenizer).__name__, self.pixels.output_size
         return f"Processor({kind} of {len(self.tokenizer)} tokens, images of {height} x {width} pixels)"
 
     def __call__(
@@ -152,23 +156,16 @@ class Processor:
 
         A BOS is there if the tokenizer adds one or the text begins with it, and never for both reasons: so does the
         chat template of Hugging Face's processors.
-
-        Raises:
-            PromptError: a token outside the language model's vocabulary.
         """
-        ids = self._tokenize(text)
-        array = np.array(ids, np.int32)
-        is_image = array == self.config.image_token_id
-        top, vocabulary = int(np.max(array, where=~is_image, initial=0)), self.config.text.vocab_size
-        if top >= vocabulary:
-            raise PromptError(f"the prompt has token {top}, the language model knows {vocabulary}")
-        return np.repeat(array, np.where(is_image, self.config.tokens_per_image, 1))
+        array = np.array(self._tokenize(text), np.int32)
+        return np.repeat(array, np.where(array == self.config.image_token_id, self.config.tokens_per_image, 1))
 
     def encode_images(self, images: Sequence[ImageSource]) -> Float[np.ndarray, "I 3 H W"]:
         """Pixel values of images, [I, 3, H, W] float32; of none, an array with I = 0."""
         pixels = np.empty((len(images), 3, *self.pixels.output_size), np.float32)
         for row, image in zip(pixels, images, strict=True):
-            row[:] = preprocess(open_image(image, allow_http=self.allow_http), self.pixels)
+            opened = open_image(image, allow_http=self.allow_http, max_pixels=self.max_pixels)
+            row[:] = preprocess(opened, self.pixels)
         return pixels
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:

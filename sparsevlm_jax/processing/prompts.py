@@ -4,9 +4,11 @@ The checkpoint's own chat template is used where it has one; else that of LLaVA-
 so that a picture never goes unseen and the literal text `<image>` never stands for a picture that is not there.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from ..checks import HALF_OF_A_PAIR
 from ..errors import short
 from .images import ImageSource
 from .templates import TemplateError, render_template, wants_parts
@@ -89,7 +91,7 @@ def render(conversation: Conversation, renderer: Renderer, template: str) -> str
     """The text to tokenise: `template` applied to the messages, ending where the answer begins.
 
     Raises:
-        PromptError: the template fails on these messages, or drops or adds an image mark.
+        PromptError: the template fails on these messages, drops or adds an image mark, or drops the question.
     """
     messages = conversation.messages
     try:
@@ -103,6 +105,11 @@ def render(conversation: Conversation, renderer: Renderer, template: str) -> str
             f"the checkpoint's chat template wrote {text.count(IMAGE_MARK)} {IMAGE_MARK} marks "
             f"for {len(conversation.images)} images"
         )
+    for words in _texts(conversation.messages[-1]):
+        if _letters(words) not in _letters(text):
+            raise PromptError(
+                f"the checkpoint's chat template leaves out the words of the last message: {short(words)}"
+            )
     return text
 
 
@@ -148,13 +155,11 @@ def _read_part(part: Any) -> dict[str, Any]:
 
 def _checked_text(text: str) -> str:
     """Plain text that a tokenizer can read: half of a surrogate pair is no character."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
+    half = HALF_OF_A_PAIR.search(text)
+    if half is not None:
         raise PromptError(
-            f"expected a text, got half of a surrogate pair (U+{code:04X}) at character {error.start + 1}"
-        ) from None
+            f"expected a text, got half of a surrogate pair (U+{ord(half[0]):04X}) at character {half.start() + 1}"
+        )
     return str(text)
 
 
@@ -176,6 +181,16 @@ def _check_words(message: dict[str, Any]) -> None:
     words = "".join(part.get("text", "") for part in message["content"]).replace(IMAGE_MARK, "")
     if not words.strip():
         raise PromptError("the prompt has no words: they say what to look for, and decide which image tokens are kept")
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    """The words between the marks."""
+    return [words for part in message["content"] for words in part.get("text", "").split(IMAGE_MARK)]
+
+
+def _letters(text: str) -> str:
+    """What no template changes, however it trims, quotes or capitalises."""
+    return re.sub(r"[\W_]+", "", text).casefold()
 
 
 def _flatten(message: dict[str, Any]) -> str:

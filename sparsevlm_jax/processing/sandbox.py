@@ -19,7 +19,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
 from .meter import (
@@ -153,13 +153,18 @@ class _Generation(Extension):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment; `compile` it, then render inside of `metered`."""
+    """The environment; compile and render inside of `metered`. Constants are computed in each rendering: folded, they
+    would be computed once in each place, and be written out in the compiled code."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self):
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=self._finalized
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            optimized=False,
+            finalize=_finalized,
         )
         self.filters["tojson"] = _to_json
         for name in LEFT_OUT:
@@ -176,11 +181,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tree = _Instrument().visit(source)
         tree.set_environment(self)
         return super()._generate(tree, *args, **kwargs)
-
-    @staticmethod
-    def _finalized(value: Any) -> Any:
-        spend(check_size(value))
-        return value
 
     @staticmethod
     def weighed(value: Any) -> Any:
@@ -225,6 +225,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if value.__name__ != "format":
             raise SecurityError(f"str.{value.__name__} is not available")
         return lambda *args, **kwargs: _Formatter(self).vformat(str(value.__self__), args, kwargs)
+
+
+@pass_context  # which is there in a rendering alone, so that Jinja folds no constant that is written
+def _finalized(_: Any, value: Any) -> Any:
+    spend(check_size(value))
+    return value
 
 
 def _check_method(method: BuiltinMethodType, args: tuple[Any, ...]) -> None:

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import CheckpointError
-from ..jsonfile import read_json
+from ..errors import CheckpointError, cut
+from ..jsonfile import optional_json, read_json
 
 #: Characters of a template. The longest that are published have 30,000.
 LONGEST_SOURCE: Final = 65_536
@@ -33,7 +33,7 @@ def find_template(folder: Path, of_tokenizer: Any) -> str | None:
         CheckpointError: a file that should hold a template cannot be read or holds none.
     """
     json_file, jinja_file = folder / "chat_template.json", folder / "chat_template.jinja"
-    processor = _optional_json(folder / "processor_config.json").get("chat_template")
+    processor = optional_json(folder / "processor_config.json").get("chat_template")
     if processor is not None:
         return _default(processor, folder / "processor_config.json")
     if json_file.is_file():
@@ -86,9 +86,13 @@ def wants_parts(template: str) -> bool:
     Raises:
         TemplateError: the template is no Jinja.
     """
+    _check_length(template)
+    return _own_errors(lambda: _takes_parts(_sandbox().parse(template)))
+
+
+def _takes_parts(tree: Any) -> bool:
     from jinja2 import nodes
 
-    tree = _own_errors(lambda: _sandbox().parse(template))
     names = _content_names(tree)
 
     def is_content(node: Any) -> bool:
@@ -126,7 +130,9 @@ def _is_content(node: Any, names: set[str]) -> bool:
     if isinstance(node, nodes.Getattr):
         return node.attr == "content"
     if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+        return _is_name(node.arg)
+    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
+        return node.node.attr == "get" and bool(node.args) and _is_name(node.args[0])
     return isinstance(node, nodes.Name) and node.name in names
 
 
@@ -157,10 +163,19 @@ def _accesses(tree: Any) -> Iterator[Any]:
             yield node
 
 
-def _is_item(node: Any) -> bool:
+def _is_name(node: Any) -> bool:
     from jinja2 import nodes
 
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, int)
+    return isinstance(node, nodes.Const) and node.value == "content"
+
+
+def _is_item(node: Any) -> bool:
+    """`x[0]`, `x[i]`; no slice, and no field."""
+    from jinja2 import nodes
+
+    if not isinstance(node, nodes.Getitem) or isinstance(node.arg, nodes.Slice):
+        return False
+    return not isinstance(node.arg, nodes.Const) or isinstance(node.arg.value, int)
 
 
 def _default(value: Any, origin: Path) -> str:
@@ -185,9 +200,15 @@ def _sandbox() -> Any:
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> Any:
+    from .meter import metered
+
+    _check_length(template)
+    return _own_errors(lambda: metered(lambda: _sandbox().from_string(template)))
+
+
+def _check_length(template: str) -> None:
     if len(template) > LONGEST_SOURCE:
         raise TemplateError(f"it has {len(template)} characters, at most {LONGEST_SOURCE} are read")
-    return _own_errors(lambda: _sandbox().from_string(template))
 
 
 def _own_errors(function: Callable[[], Any]) -> Any:
@@ -197,15 +218,11 @@ def _own_errors(function: Callable[[], Any]) -> Any:
     except RecursionError:
         raise TemplateError("it is nested too deeply") from None
     except Exception as error:
-        raise TemplateError(str(error)[:200] or type(error).__name__) from error
+        raise TemplateError(cut(str(error)) or type(error).__name__) from error
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {str(error)[:200]}") from None
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+        raise CheckpointError(f"cannot read {path}: {cut(str(error))}") from None

@@ -1,8 +1,9 @@
 """The tokenizer of a checkpoint folder, read from `tokenizer.json` without importing `transformers`.
 
 For the model types listed below `transformers` takes the file as it stands (`TokenizersBackend`) and adds what
-`tokenizer_config.json` says of special and added tokens; so does `Tokenizer`, and the tests compare ids and texts. For
-every other folder (no `tokenizer.json`, or a class that rebuilds its tokenizer from parts) `AutoTokenizer` is asked.
+`tokenizer_config.json` says of special and added tokens; so does `Tokenizer`, and the tests compare ids and texts. The
+same class of theirs reads a lone `tokenizer.model`. For every other folder `AutoTokenizer` is asked, which may rebuild
+the tokenizer from parts.
 """
 
 import os
@@ -16,11 +17,14 @@ from typing import Any, Final, Protocol
 import tokenizers
 from tokenizers import AddedToken
 
-from ..errors import CheckpointError
-from ..jsonfile import read_json
+from ..errors import CheckpointError, cut
+from ..jsonfile import optional_json
 
-#: Model types whose `tokenizer_class` transformers overrides with the plain reading of `tokenizer.json`.
-_READ_PLAINLY: Final = ("llava", "llava_next", "vipllava")
+#: Model types whose `tokenizer_class` transformers overrides with the plain reading of `tokenizer.json`; and those of
+#: the original LLaVA, which it does not know. That code has the ids of SentencePiece (LlamaTokenizer, use_fast=False,
+#: of transformers 4.31): where a text begins with a space, two of its marks. So has the plain reading; the
+#: LlamaTokenizer of transformers 5 drops one.
+_READ_PLAINLY: Final = ("llava", "llava_next", "vipllava", "llava_llama", "llava_mistral")
 _PLAIN_CLASSES: Final = ("TokenizersBackend", "PreTrainedTokenizerFast")
 #: The names under which a tokenizer's config may hold a special token; more end in `_token`.
 _NAMES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -51,6 +55,8 @@ class Tokenizer:
         special: name -> token, as in {"bos_token": "<s>"}.
         extra: further special tokens, which have no name.
         clean_up: tidy spaces before punctuation when decoding; BPE tokenizers never do.
+        keep_space: a space that a text begins with is kept, where the backend would take it for the mark of its own
+            that it puts in front of every text.
     """
 
     def __init__(
@@ -60,14 +66,18 @@ class Tokenizer:
         *,
         extra: Sequence[str] = (),
         clean_up: bool = False,
+        keep_space: bool = False,
     ):
         backend.no_truncation()
         backend.no_padding()
         self.backend_tokenizer, self.special_tokens_map = backend, dict(special)
         self.all_special_tokens = list(dict.fromkeys([*special.values(), *extra]))
         self._clean_up = clean_up and not isinstance(backend.model, tokenizers.models.BPE)
+        self._keep_space = keep_space
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+        if self._keep_space and text.startswith(" "):
+            text = " " + text
         return {"input_ids": self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def __len__(self) -> int:
@@ -115,13 +125,13 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
     has_json = (folder / "tokenizer.json").is_file()
     if not has_json and not (folder / "tokenizer.model").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json or tokenizer.model")
-    settings = _optional_json(folder / "tokenizer_config.json")
+    settings = optional_json(folder / "tokenizer_config.json")
     if not has_json:
         _check_sentencepiece(folder)
     try:
-        if has_json and _is_read_plainly(folder, settings):
-            return _from_json(folder, settings)
-        return _auto_tokenizer(folder)
+        if not _is_read_plainly(folder, settings):
+            return _from_transformers(folder, "AutoTokenizer")
+        return _from_json(folder, settings) if has_json else _from_pieces(folder, settings)
     except CheckpointError:
         raise
     except Exception as error:  # transformers and the Rust core raise whatever a damaged file leads to
@@ -131,7 +141,7 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
 def _is_read_plainly(folder: Path, settings: Mapping[str, Any]) -> bool:
     if "fast_tokenizer_files" in settings:  # one file a version of transformers: which, transformers knows
         return False
-    kind = _optional_json(folder / "config.json").get("model_type")
+    kind = optional_json(folder / "config.json").get("model_type")
     return kind in _READ_PLAINLY or settings.get("tokenizer_class") in _PLAIN_CLASSES
 
 
@@ -142,7 +152,7 @@ def _from_json(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
         table = _table(settings, "added_tokens_decoder")
         added = {int(index): AddedToken(**token) for index, token in table.items()}
     else:  # the older pair of files
-        special, extra = _special_tokens(settings, _optional_json(folder / "special_tokens_map.json"))
+        special, extra = _special_tokens(settings, optional_json(folder / "special_tokens_map.json"))
         names = {token.content for token in (*special.values(), *extra)}
         added = _older_added_tokens(folder, names) | backend.get_added_tokens_decoder()
     if backend.padding is not None:
@@ -154,6 +164,18 @@ def _from_json(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
         {name: token.content for name, token in special.items()},
         extra=[token.content for token in extra],
         clean_up=settings.get("clean_up_tokenization_spaces") is True,
+    )
+
+
+def _from_pieces(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    """A lone `tokenizer.model`. Where "legacy" is false, the backend marks only the first piece of a text."""
+    read: Any = _from_transformers(folder, "TokenizersBackend")
+    read.backend_tokenizer.encode_special_tokens = read.split_special_tokens
+    return Tokenizer(
+        read.backend_tokenizer,
+        read.special_tokens_map,
+        extra=read.all_special_tokens,
+        keep_space=settings.get("legacy") is False,
     )
 
 
@@ -178,7 +200,7 @@ def _special_tokens(
 def _older_added_tokens(folder: Path, special: Container[str]) -> dict[int, AddedToken]:
     return {
         index: AddedToken(content, normalized=content not in special, special=content in special)
-        for content, index in _optional_json(folder / "added_tokens.json").items()
+        for content, index in optional_json(folder / "added_tokens.json").items()
     }
 
 
@@ -249,13 +271,13 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _auto_tokenizer(folder: Path) -> TextTokenizer:
-    """What `transformers` reads, imported late and without its advice to install PyTorch."""
+def _from_transformers(folder: Path, reader: str) -> TextTokenizer:
+    """What a class of `transformers` reads; it is imported late and without its advice to install PyTorch."""
     quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(quiet)
     os.environ[quiet] = "1"
     try:
-        from transformers import AutoTokenizer
+        import transformers
     finally:
         if before is None:
             del os.environ[quiet]
@@ -263,13 +285,8 @@ def _auto_tokenizer(folder: Path) -> TextTokenizer:
             os.environ[quiet] = before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of old config files, which no user can change
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return tokenizer
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+        return getattr(transformers, reader).from_pretrained(folder, local_files_only=True)
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    return cut(str(error).strip().partition("\n")[0]) or type(error).__name__

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -207,6 +208,44 @@ def test_a_jpeg_of_too_many_pixels_is_decoded_at_reduced_size_and_an_ordinary_on
     assert np.abs(np.asarray(reduced, int) - np.asarray(exact, int)).mean() < 1
     with pytest.raises(ImageError, match="more than the 1000000 pixels"):  # a quarter would be 600 pixels high
         open_image(jpeg, max_pixels=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "max_pixels", "scale"), [("JPEG", 5_000_000, 4), ("JPEG", 1_200_000, 8), ("MPO", 5_000_000, 4)]
+)
+def test_a_jpeg_is_reduced_to_a_quarter_or_an_eighth_where_a_half_is_too_much(kind, max_pixels, scale):
+    several = {"save_all": True, "append_images": [Image.new("L", (8, 8))]} if kind == "MPO" else {}
+    jpeg = encoded(Image.new("L", (8200, 8193)), kind, **several)
+    assert open_image(jpeg, max_pixels=max_pixels).size == (8200 // scale, -(-8193 // scale))
+
+
+def test_pillows_own_bound_comes_before_neither_reducing_nor_ours(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    jpeg = encoded(Image.new("L", (2400, 2400)), "JPEG")
+    assert open_image(jpeg, max_pixels=5_000_000).size == (1200, 1200)
+    assert open_image(jpeg).size == open_image(encoded(Image.new("L", (2400, 2400)), "PNG")).size == (2400, 2400)
+    webp = encoded(Image.new("L", (2400, 2400)), "WEBP")  # has the bound inside
+    with pytest.raises(ImageError, match="more than the 2000000 pixels that are read"):
+        open_image(webp)
+
+
+def test_an_array_has_the_bound_of_a_file():
+    for array in (np.zeros((6, 9, 3), np.uint8), np.zeros((6, 9, 1), np.uint8), jnp.zeros((6, 9), jnp.uint8)):
+        with pytest.raises(ImageError, match="the given array: 9 x 6 is 54 pixels, more than the 53 pixels"):
+            open_image(array, max_pixels=53)
+        assert open_image(array, max_pixels=54).size == (9, 6)
+
+
+@pytest.mark.parametrize("name", ["2-bit grey", "16-bit RGB"])
+def test_a_picture_of_the_caller_stays_as_it_is_and_opens_alike_again(name):
+    depth, kind, samples, key, expected = KEYED[name]
+    data = png(depth, kind, bytes(samples), len(expected), key=struct.pack(f">{len(key)}H", *key))
+    image = Image.open(io.BytesIO(data))
+    before = dict(image.info)
+    for _ in range(2):
+        np.testing.assert_array_equal(pixels(image)[0], expected)
+    assert image.info == before
+    image.load()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The processor gives the ids and pixels of Hugging Face's `LlavaProcessor`, from every generation of its files."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import sparsevlm_jax
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models.llava import LlavaConfig
-from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor, PromptError
+from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor
 from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, tiny_processor, tiny_tokenizer
 
 REAL = os.environ.get("SPARSEVLM_REAL")
@@ -210,13 +211,6 @@ def test_parts_that_do_not_belong_together_are_refused(folder):
         Processor.from_folder(folder, other)
 
 
-def test_a_token_the_model_does_not_know_is_refused():
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(60)])
-    with pytest.raises(PromptError, match="token 461, the language model knows 448"):
-        Processor(tokenizer, CONFIG, pixels=PixelConfig.square(IMAGE_SIZE)).encode("<extra59>")
-
-
 @pytest.mark.parametrize("damage", ["missing", "cut", "not json", "wrong json"])
 def test_a_damaged_tokenizer_is_named(folder, damage):
     path = folder / "tokenizer.json"
@@ -281,6 +275,22 @@ def test_a_picture_that_cannot_be_read_stops_the_batch_by_name(processor, tmp_pa
     (tmp_path / "words.png").write_text("words")
     with pytest.raises(ImageError, match=r"words\.png: not an image"):
         processor(["What?"], [[tmp_path / "words.png"]])
+
+
+def test_the_bound_on_pixels_is_the_processors(folder):
+    photo = PHOTOS[0]
+    few = Processor.from_folder(folder, CONFIG, max_pixels=60 * 90 - 1)
+    with pytest.raises(ImageError, match=f"more than the {few.max_pixels} pixels that are read"):
+        few(["What?"], [[photo]])
+    enough = Processor.from_folder(folder, CONFIG, max_pixels=60 * 90)
+    assert len(enough(["What?"], [[photo]]).pixel_values) == 1
+
+
+def test_the_size_that_is_shown_is_that_which_the_tower_sees(processor):
+    """SigLIP's preprocessing resizes, and names a crop that it does not do."""
+    pixels = dataclasses.replace(PixelConfig.square(IMAGE_SIZE), do_center_crop=False, crop_size=(28, 28))
+    shown = Processor(processor.tokenizer, CONFIG, pixels=dataclasses.replace(pixels, size=(IMAGE_SIZE, IMAGE_SIZE)))
+    assert f"images of {IMAGE_SIZE} x {IMAGE_SIZE} pixels" in repr(shown)
 
 
 def test_nothing_here_needs_torch_or_says_a_word(folder):

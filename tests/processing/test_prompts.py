@@ -138,7 +138,7 @@ SURROGATE = "What \ud83d?"
         ({"role": "user", "content": "What?"}, "list of chat messages as prompt, got {"),
         (b"What?", "as prompt, got b'What"),
         (3, "as prompt, got 3"),
-        (np.array(["What?"]), "as prompt, got array"),
+        (np.array(["What?"]), "as prompt, got an array of <U5, shape"),
         ([{"role": np.array(["user", "user"]), "content": "What?"}], "a role of system, user, assistant, got"),
         ([{"role": ["user"], "content": "What?"}], "a role of system, user, assistant, got"),
         ([{"role": "user", "content": b"What?"}], "a text or a list of parts, got b'What"),
@@ -210,6 +210,36 @@ def test_a_template_that_loses_images_or_fails_is_named():
     for broken in ("{{ raise_exception('roles must alternate') }}", "{% for", "{{ messages[9]['type'] }}"):
         with pytest.raises(PromptError, match="the checkpoint's chat template fails on this chat"):
             rendered("What?", template=broken)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role }}: {% endfor %}A:",
+        "{% for m in messages %}{% for p in m[['content'][0]] %}{{ p.text }}{% endfor %}{% endfor %}A:",
+        "{{ messages[0].content[0].text }}",
+    ],
+)
+def test_a_template_that_loses_the_question_is_named(template):
+    with pytest.raises(PromptError, match="leaves out the words of the last message: 'What is it"):
+        rendered([user(text("Hm?")), user(text("What is it?"))], template=template)
+
+
+@pytest.mark.parametrize("change", ["trim", "upper", "replace('\n', ' ')", "tojson", "replace('  ', ' ')"])
+def test_a_template_may_trim_capitalise_and_quote_the_question(change):
+    template = "{{ messages[0].content[0].text | " + change + " }}"
+    assert rendered("  What is\u00e9  'it'? ", template=template)
+
+
+@pytest.mark.parametrize("read", ["m.get('content')", "m['content'][0:]", "m.get('content', [])"])
+def test_however_a_template_takes_the_content_the_question_is_in_the_prompt(read):
+    template = "{% for m in messages %}{% for p in " + read + " %}{{ p.text }}{% endfor %}{% endfor %} A:"
+    assert rendered("What is it?", template=template) == "What is it? A:"
+
+
+def test_a_template_that_counts_through_the_content_has_the_question_in_the_prompt():
+    template = "{% for i in range(messages[0].content | length) %}{{ messages[0].content[i].text }}{% endfor %} A:"
+    assert rendered("What is it?", template=template) == "What is it? A:"
 
 
 @given(st.lists(st.sampled_from([IMAGE_MARK, "a", "<", "image", ">", " "]), max_size=8).map("".join), st.integers(0, 3))

@@ -1,5 +1,6 @@
 """Chat templates are found where Hugging Face finds them, render as there, and cannot use the process up."""
 
+import contextlib
 import json
 import os
 import resource
@@ -119,6 +120,10 @@ def test_published_templates_render_as_in_transformers_and_want_the_right_form_o
         ("{% macro show(c) %}{{ c }}{% endmacro %}{{ show(messages[0].content) }}", False),
         ("{{ messages[0].content[0].text }}", True),
         ("{{ messages[0]['content'][0]['type'] }}", True),
+        ("{% for m in messages %}{% for p in m.get('content') %}{{ p.text }}{% endfor %}{% endfor %}", True),
+        ("{% for m in messages %}{{ m.get('content', '') | trim }}{{ m.get('role')[0].text }}{% endfor %}", False),
+        ("{% for i in range(2) %}{{ messages[0].content[i].text }}{% endfor %}", True),
+        ("{% for i in range(2) %}{{ messages[0].content[i] }}{{ messages[i].role.text }}{% endfor %}", False),
         ("{{ messages[0].content[0] }}{{ messages[0].content[1:] }}", False),
         ("{{ messages[0].content | map(attribute='text') | join }}", True),
         ("{% for p in messages[0].content | selectattr('type', 'equalto', 'text') %}{{ p.text }}{% endfor %}", True),
@@ -130,6 +135,7 @@ def test_the_syntax_tree_says_what_form_of_content_a_template_wants(template, ex
     assert wants_parts(template) == expected
 
 
+LARGE = "'x'|center(1000)|replace(' ','" + "y" * 90 + "')|replace('y','zzzzzzzzzz')"  # 900,000 characters
 GROW = "{%% set ns = namespace(x='ab', y=['a']) %%}{%% for i in range(60) %%}%s{%% endfor %%}%s"
 HOSTILE = {
     "a long text": "{{ 'a' * 3000000000 }}",
@@ -169,6 +175,10 @@ HOSTILE = {
     "adding lists": "{{ [[1]] * 1000 | sum(start=[]) }}",
     "nested brackets": "{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}",
     "a long sum": "{{ " + "+".join(["a"] * 9000) + " }}",
+    "constants": f"{{{{ {LARGE} }}}}" * 430,
+    "a constant through many filters": f"{{{{ ({LARGE}){'|title' * 60} }}}}" * 60,
+    "constant lists": f"{{% for x in ({LARGE})|list %}}{{% endfor %}}" * 300,
+    "a constant that is computed to compile": f"{{% autoescape ({LARGE}){'|title' * 60} %}}{{% endautoescape %}}" * 60,
     "a long source": "{{ a }}" * 30_000,
     "a long message": "{{ raise_exception('x' * 900000) }}",
     "Python": "{{ ''.__class__.__mro__ }}",
@@ -183,6 +193,22 @@ def test_a_hostile_template_ends_within_seconds_and_megabytes_in_one_error(templ
     assert time.thread_time() - start < 3 * meter.SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 100
     assert len(str(caught.value)) <= 200
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE.keys())
+def test_reading_a_hostile_template_ends_within_seconds_and_megabytes(template):
+    """When a checkpoint is loaded, and when it is asked which form of content it wants."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+    for read in (lambda template: check_template(template, "here"), wants_parts):
+        with contextlib.suppress(CheckpointError, TemplateError):
+            read(template)
+    assert time.thread_time() - start < 3 * meter.SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 100
+
+
+def test_a_source_that_is_too_long_is_not_even_parsed():
+    with pytest.raises(TemplateError, match="65537 characters, at most 65536 are read"):
+        wants_parts("a" * 65_537)
 
 
 def test_a_long_chat_is_rendered_all_the_same():

@@ -154,6 +154,34 @@ def test_what_a_file_says_of_batches_does_not_touch_a_text(folder, part):
     assert_equal_to_transformers(folder)
 
 
+ORIGINAL = ("llava", "llava_llama", "llava_mistral")
+
+
+@pytest.mark.parametrize("kind", ORIGINAL)
+def test_an_original_folder_is_read_as_plainly_as_what_it_is_converted_to(folder, kind, caplog):
+    """transformers 5 would build a LlamaTokenizer, which swallows the space that a text begins with."""
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, spaces]}
+    change(folder / "tokenizer.json", normalizer=normalizer, pre_tokenizer=None)  # as llava-hf has it
+    change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    expected = AutoTokenizer.from_pretrained(folder)(" two dogs")["input_ids"]
+    change(folder / "config.json", model_type=kind, mm_vision_tower="openai/clip")
+    caplog.clear()
+    tokenizer = read_tokenizer(folder)
+    assert tokenizer(" two dogs")["input_ids"] == expected != tokenizer("two dogs")["input_ids"]
+    assert not caplog.records  # no "model of type llava_llama"
+
+
+@pytest.mark.parametrize("kind", ORIGINAL)
+@pytest.mark.skipif(not REAL, reason="SPARSEVLM_REAL names no folder of published files")
+def test_the_published_tokenizer_of_an_original_folder_keeps_the_space_that_a_text_begins_with(tmp_path, kind):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((Path(REAL or "") / "llava-1.5-7b-hf" / name).read_bytes())
+    change(tmp_path / "config.json", model_type=kind, mm_vision_tower="openai/clip")
+    ids = read_tokenizer(tmp_path)(" What is it?")["input_ids"]
+    assert ids == [1, 29871, 1724, 338, 372, 29973]  # of Llama's SentencePiece model
+
+
 def test_a_folder_of_another_kind_is_left_to_transformers(folder):
     change(folder / "config.json", model_type="llama")
     change(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
@@ -185,14 +213,19 @@ def pieces(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("kind", ORIGINAL)
 @pytest.mark.parametrize("adds_bos", [True, False])
-def test_ids_of_a_sentencepiece_model_are_those_of_the_sentencepiece_library(pieces, adds_bos):
-    change(pieces / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=adds_bos)
+@pytest.mark.parametrize("legacy", [True, False])
+def test_ids_of_a_sentencepiece_model_are_those_of_the_sentencepiece_library(pieces, adds_bos, legacy, kind):
+    change(pieces / "config.json", model_type=kind)
+    change(pieces / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", add_bos_token=adds_bos, legacy=legacy)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(pieces / "tokenizer.model"))
     tokenizer = read_tokenizer(pieces)
     for words in (
         "USER: What is on the blue sign?",
         "two dogs",
+        " two dogs",
+        "  a b",
         "a  b",
         "\u00e9\u4e2d\U0001f600",
         "\nWhat? ASSISTANT:",
@@ -200,6 +233,18 @@ def test_ids_of_a_sentencepiece_model_are_those_of_the_sentencepiece_library(pie
         ids = reference.encode(words)  # pyright: ignore[reportAttributeAccessIssue]
         assert tokenizer(words)["input_ids"] == [1] * adds_bos + ids
     assert tokenizer.decode(tokenizer("two dogs")["input_ids"], skip_special_tokens=True) == "two dogs"
+
+
+@pytest.mark.parametrize(("legacy", "spaced"), [(True, True), (False, False)])
+def test_behind_a_special_token_a_word_of_a_sentencepiece_model_gets_a_space_in_the_legacy_form_alone(
+    pieces, legacy, spaced
+):
+    """As in LlamaTokenizer since https://github.com/huggingface/transformers/pull/24565."""
+    change(pieces / "config.json", model_type="llava_llama")
+    change(pieces / "tokenizer_config.json", tokenizer_class="LlamaTokenizer", legacy=legacy)
+    tokenizer = read_tokenizer(pieces)
+    first = tokenizer.convert_ids_to_tokens(tokenizer("</s>What", add_special_tokens=False)["input_ids"][1])
+    assert first.startswith("\u2581") == spaced
 
 
 @pytest.mark.parametrize("library", ["sentencepiece", "google.protobuf"])
