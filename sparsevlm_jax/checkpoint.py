@@ -22,6 +22,7 @@ from .errors import CheckpointError, CheckpointWarning
 from .integrity import FileHash, hash_files, read_hashes, seal
 from .jsonfile import read_json
 from .models import LlavaConfig, UnsupportedConfig, abstract_params
+from .models.dtypes import stored_dtype
 from .paths import local_path
 from .processing import PROCESSOR_FILES
 from .processing.files import read_pixel_config, read_template
@@ -92,6 +93,7 @@ def restore(
 
     Raises:
         CheckpointError: something is missing, damaged, of a newer version, or does not fit its config.
+        ValueError: a dtype in which no weights are kept.
 
     Warns:
         CheckpointWarning: some weights hold NaN or infinity; it names them.
@@ -108,12 +110,12 @@ def restore_params(
     sharding: jax.sharding.Sharding | dict | None = None,
 ) -> dict:
     """The parameters alone; `config` is the folder's own. Arguments, errors and warnings are those of `restore`."""
-    folder = local_path(folder)
+    folder, dtype = local_path(folder), stored_dtype(dtype)
     marker = check_stored(folder, config)
     shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(marker.tensors, sharding)
     default = jnp.zeros(()).sharding
     abstract = {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or stored), sharding=shardings[name] or default)
+        name: jax.ShapeDtypeStruct(shape, dtype or jnp.dtype(stored), sharding=shardings[name] or default)
         for name, (shape, stored) in marker.tensors.items()
     }
     params = read_tree(folder / PARAMS, nest(abstract))

@@ -95,6 +95,12 @@ def test_an_original_folders_template_goes_along_even_from_its_tokenizers_config
     assert processor_files(tmp_path, config)["chat_template.jinja"].decode() == kept
 
 
+def test_a_dtype_in_which_no_weights_are_kept_is_refused(tmp_path, params, config):
+    save(tmp_path / "model", params, config)
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
+        restore(tmp_path / "model", dtype="int8")
+
+
 def test_an_existing_checkpoint_is_replaced_only_when_asked(tmp_path, params, config):
     save(tmp_path / "model", params, config)
     doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
