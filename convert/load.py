@@ -86,7 +86,13 @@ def external_tower(folder: str | Path) -> str | None:
     name = config.get("mm_vision_tower")
     if not is_original(config) or not isinstance(name, str):
         return None
-    return None if _has_tower(open_weights(folder)) else name
+    return None if has_tower(folder) else name
+
+
+def has_tower(folder: str | Path) -> bool:
+    """Whether a Hugging Face or original LLaVA folder holds weights of a vision tower."""
+    read_llava_json(folder)  # what is no such folder is told by its kind
+    return _has_tower(open_weights(folder))
 
 
 def describe(

@@ -31,10 +31,10 @@ from .checks import (
 )
 from .models.attention import Implementation
 from .models.dtypes import float_dtype
+from .paths import as_path
 from .processing import ImageSource, Prompt
 from .sparsify import Share, SparsityConfig, parse_amount
 
-LONGEST_PATH = 4096  # bytes, as Linux has it
 THIRD = SparsityConfig.sparsevlm(tokens="1/3")
 
 
@@ -62,13 +62,9 @@ def sparsity(name: str, value: Any) -> SparsityConfig | None:
 
 def path(name: str, value: Any) -> Path:
     """A file's name."""
-    if isinstance(value, str | os.PathLike):
-        try:
-            written = os.fsencode(value)
-        except Exception:  # __fspath__ is foreign code
-            written = b""
-        if written and b"\0" not in written and len(written) <= LONGEST_PATH:
-            return Path(os.fsdecode(written))
+    found = as_path(value)
+    if found is not None and os.fspath(value):
+        return found
     raise refusal(name, "a path", value)
 
 

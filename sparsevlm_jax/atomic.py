@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import CheckpointError
-from .paths import local_path
+from .paths import resolved
 
 try:
     import fcntl
@@ -37,7 +37,7 @@ def new_folder(
     Raises:
         CheckpointError: the target exists, or cannot be written (full disk, read-only place): one sentence each.
     """
-    target, work = _resolve(target), None
+    target, work = resolved(target), None
     made: list[Path] = []
     try:
         made = [folder for folder in target.parents if not folder.exists()]
@@ -67,18 +67,11 @@ def check_target(target: str | Path, *, overwrite: bool, replaceable: Callable[[
     Raises:
         CheckpointError: as there, as far as it shows by a file that is made and deleted at once.
     """
-    target = _resolve(target)
+    target = resolved(target)
     try:
         _check_free(target, overwrite, replaceable)
         with tempfile.TemporaryFile(dir=next(folder for folder in target.parents if folder.exists())):
             pass
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-
-
-def _resolve(target: str | Path) -> Path:
-    try:
-        return local_path(target).resolve()
     except OSError as error:
         raise _cannot_write(target, error) from error
 

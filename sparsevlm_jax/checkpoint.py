@@ -8,31 +8,25 @@
 `save` is atomic (see `atomic`): a folder with this content is whole.
 """
 
-import gc
 import json
-import logging
-import os
-import re
-import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from . import progress
 from .atomic import new_folder
 from .errors import CheckpointError, CheckpointWarning
 from .integrity import FileHash, hash_files, read_hashes, seal
 from .jsonfile import read_json
 from .models import LlavaConfig, UnsupportedConfig, abstract_params
+from .models.dtypes import stored_dtype
 from .paths import local_path
 from .processing import PROCESSOR_FILES
 from .processing.files import read_pixel_config, read_template
+from .storage import read_tree, without_foreign_reports, write_tree
 from .trees import flatten, nest
 
 FORMAT, VERSION = "sparsevlm-jax", 2
@@ -75,8 +69,8 @@ def save(
     check_params("the parameters to save", config, leaves)
     not_finite = [name for name, leaf in leaves.items() if not jnp.isfinite(leaf).all()]
     files = {} if processor_files_from is None else processor_files(processor_files_from, config)
-    with _without_foreign_reports(), new_folder(folder, overwrite=overwrite, replaceable=is_converted) as work:
-        _orbax_save(work / PARAMS, params, folder)
+    with without_foreign_reports(), new_folder(folder, overwrite=overwrite, replaceable=is_converted) as work:
+        write_tree(work / PARAMS, params, folder)
         (work / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
         for name, content in files.items():
             (work / name).write_bytes(content)
@@ -99,6 +93,7 @@ def restore(
 
     Raises:
         CheckpointError: something is missing, damaged, of a newer version, or does not fit its config.
+        ValueError: a dtype in which no weights are kept.
 
     Warns:
         CheckpointWarning: some weights hold NaN or infinity; it names them.
@@ -115,15 +110,15 @@ def restore_params(
     sharding: jax.sharding.Sharding | dict | None = None,
 ) -> dict:
     """The parameters alone; `config` is the folder's own. Arguments, errors and warnings are those of `restore`."""
-    folder = local_path(folder)
+    folder, dtype = local_path(folder), stored_dtype(dtype)
     marker = check_stored(folder, config)
     shardings = flatten(sharding) if isinstance(sharding, dict) else dict.fromkeys(marker.tensors, sharding)
     default = jnp.zeros(()).sharding
     abstract = {
-        name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or stored), sharding=shardings[name] or default)
+        name: jax.ShapeDtypeStruct(shape, dtype or jnp.dtype(stored), sharding=shardings[name] or default)
         for name, (shape, stored) in marker.tensors.items()
     }
-    params = _orbax_load(folder / PARAMS, nest(abstract))
+    params = read_tree(folder / PARAMS, nest(abstract))
     if marker.not_finite:
         names = ", ".join(marker.not_finite)
         warnings.warn(f"{folder}: weights hold NaN or infinity: {names}", CheckpointWarning, stacklevel=2)
@@ -222,80 +217,3 @@ def _check_tensors(origin: object, config: LlavaConfig, tensors: dict[str, tuple
     ]
     if complaints:
         raise CheckpointError(f"{origin} do not fit the config: {'; '.join(complaints)}")
-
-
-def _orbax_save(path: Path, params: dict, target: str | Path) -> None:
-    from orbax.checkpoint import v1 as ocp  # a second of import that only conversion needs
-
-    context = ocp.Context()  # limits what is copied at a time, which is everything otherwise
-    largest = max(leaf.nbytes for leaf in flatten(params).values())
-    context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = 2 * largest
-    try:
-        with context, progress.step(f"writing {target}"), _readable_path(path.parent) as parent:
-            ocp.save(str(parent / path.name), params)
-            return
-    except Exception as error:  # the storage layer raises many kinds
-        reason = _reason(error)
-    gc.collect()
-    raise CheckpointError(f"cannot write {target}: {reason}")
-
-
-def _orbax_load(path: Path, abstract: dict) -> dict:
-    from orbax.checkpoint import v1 as ocp
-
-    with _without_foreign_reports():
-        try:
-            with progress.step("reading weights"), _readable_path(path) as readable:
-                return ocp.load(str(readable), abstract)
-        except Exception as error:
-            reason = _reason(error)
-        gc.collect()  # what the failure left unawaited complains when it goes: here, where nobody listens
-    raise CheckpointError(f"cannot read {path}: {reason}")
-
-
-@contextmanager
-def _readable_path(folder: Path) -> Iterator[Path]:
-    """The folder under a path that the storage layer reads right: absolute, and without the characters that it takes
-    for a pattern (`[`), another separator (`\\`) or an address (`:`)."""
-    folder = folder.absolute()
-    if re.fullmatch(r"[^*?\[\]\\:\ud800-\udfff]*", folder.relative_to(folder.anchor).as_posix(), re.DOTALL):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as place:
-        link = Path(place) / "folder"
-        link.symlink_to(folder, target_is_directory=True)
-        yield link
-
-
-@contextmanager
-def _without_foreign_reports() -> Iterator[None]:
-    """Keeps Orbax and its threads from reporting what is raised as well: in hundreds of lines, for a full disk."""
-    logs, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
-    levels = [log.level for log in logs]
-
-    def without_closed_loops(report: Any) -> None:
-        if str(report.exc_value) != "Event loop is closed":  # of the loop whose other writes were given up
-            hook(report)
-
-    for log in logs:
-        log.setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = without_closed_loops
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
-        sys.unraisablehook = hook
-
-
-def _reason(error: Exception) -> str:
-    """What the operating system said, where it is in the text of the storage layer; else the first line of that."""
-    text = str(error).strip()
-    code = re.search(r"os_error_code='([0-9]+)'", text)
-    if code:
-        return os.strerror(int(code[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (text.splitlines() or [type(error).__name__])[0][:500]

@@ -7,6 +7,7 @@ imported only where such a folder is met.
 
 import math
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,11 @@ import jax
 
 from .atomic import check_target
 from .checkpoint import FORMAT, PARAMS, check_stored, is_converted, read_marker, read_own_config, restore_params, save
-from .errors import CheckpointError
+from .errors import CheckpointError, CheckpointWarning
 from .integrity import compare_files
 from .models import LlavaConfig
 from .models.dtypes import stored_dtype
-from .paths import local_path
+from .paths import local_path, resolved
 from .processing import PROCESSOR_FILES, Processor
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -87,6 +88,10 @@ def load_checkpoint(
     Raises:
         CheckpointError: it is not there, or damaged, or its tensors are not those of its config.
         ValueError: naming every config value that is not implemented, or a dtype in which no weights are kept.
+
+    Warns:
+        CheckpointWarning: some weights hold NaN or infinity, the config has fields that are none of the model's or ties
+            a head that differs, or `vision_tower` is given where there is a tower inside.
     """
     dtype = stored_dtype(dtype)
     return _load(_open(resolve_source(name_or_path), vision_tower), dtype, sharding)
@@ -149,12 +154,12 @@ def inspect_checkpoint(name_or_path: str | Path, *, vision_tower: str | Path | N
         CheckpointError, ValueError: as `load_checkpoint`, as far as that shows without reading.
     """
     folder = resolve_source(name_or_path)
+    tower = _given_tower(folder, vision_tower)
     if is_converted(folder):
         stored = read_marker(folder).tensors.values()
         return _info(folder, "converted", FORMAT, list(stored), read_own_config(folder))
     from .convert import describe
 
-    tower = None if vision_tower is None else resolve_source(vision_tower)
     kind, layout, tensors, config = describe(folder, vision_tower=tower)
     return _info(folder, kind, layout, tensors, config)
 
@@ -193,15 +198,16 @@ def verify_checkpoint(name_or_path: str | Path, *, vision_tower: str | Path | No
     converted = is_converted(folder)
     recorded = read_marker(folder).files if converted else None
     if recorded is not None:
+        _given_tower(folder, vision_tower)
         compare_files(folder, recorded, closed=(PARAMS, *PROCESSOR_FILES))
         return Verification(folder, converted, len(recorded), sum(file.size for file in recorded.values()))
     opened = _open(folder, vision_tower)
     if converted:
         check_stored(folder, opened.config)
     else:
-        from .convert import match_params
+        from .convert import match_params, settle_head
 
-        match_params(folder, opened.config, vision_tower=opened.tower)
+        match_params(folder, settle_head(folder, opened.config), vision_tower=opened.tower)
     Processor.from_folder(folder, opened.config)
     return Verification(folder, converted, 0, 0)
 
@@ -225,11 +231,12 @@ class _Opened(NamedTuple):
 
 
 def _open(folder: Path, vision_tower: str | Path | None) -> _Opened:
+    tower = _given_tower(folder, vision_tower)
     if is_converted(folder):
         return _Opened(folder, read_own_config(folder), None)
     from .convert import read_config
 
-    tower = _vision_tower(folder, vision_tower)
+    tower = tower or _named_tower(folder)
     return _Opened(folder, read_config(folder, vision_tower=tower), tower)
 
 
@@ -254,12 +261,23 @@ def _load_to_write(folder: Path, dtype: jax.typing.DTypeLike | None, vision_towe
     return _load(opened, dtype, _host())
 
 
-def _vision_tower(folder: Path, given: str | Path | None) -> Path | None:
-    """The folder of the tower, where the checkpoint itself has none."""
+def _given_tower(folder: Path, given: str | Path | None) -> Path | None:
+    """The folder of the tower that was asked for; a checkpoint with a tower inside has no use for its weights."""
+    if given is None:
+        return None
+    tower = resolve_source(given)
+    from .convert import has_tower
+
+    if is_converted(folder) or has_tower(folder):
+        message = f"{folder} has a vision tower inside: the weights of {tower} are not read"
+        warnings.warn(message, CheckpointWarning, stacklevel=2)
+    return tower
+
+
+def _named_tower(folder: Path) -> Path | None:
+    """The folder of the tower that the config names, where the checkpoint itself has none."""
     from .convert import external_tower
 
-    if given is not None:
-        return resolve_source(given)
     named = external_tower(folder)
     if named is None:
         return None
@@ -273,7 +291,7 @@ def _vision_tower(folder: Path, given: str | Path | None) -> Path | None:
 
 def _apart(source: Path, target: str | Path) -> Path:
     """`source`, once it is sure that writing `target` cannot hurt it."""
-    inner, outer = source.resolve(), local_path(target).resolve()
+    inner, outer = resolved(source), resolved(target)
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
         raise CheckpointError(f"the target {target} and the source {source} lie in one another: choose another target")
     return source

@@ -77,13 +77,15 @@ class Server:
 
 
 def content(folder: Path) -> dict[str, bytes] | None:
-    """Everything a checkpoint holds, bit for bit, but for the hashes of its files: Orbax writes the time into them. None
-    where nothing loads."""
+    """Everything a checkpoint holds, bit for bit; None where nothing loads.
+
+    Orbax writes the same values under other names each time: the marker, which lists them, is checked and left out.
+    """
     import numpy as np
 
     from sparsevlm_jax.checkpoint import MARKER
     from sparsevlm_jax.errors import CheckpointError
-    from sparsevlm_jax.sources import load_checkpoint
+    from sparsevlm_jax.sources import load_checkpoint, verify_checkpoint
     from sparsevlm_jax.trees import flatten
 
     if not folder.exists():
@@ -92,9 +94,8 @@ def content(folder: Path) -> dict[str, bytes] | None:
         params = load_checkpoint(folder).params
     except CheckpointError:
         return None
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    marker = json.loads(files.pop(MARKER))
-    files[MARKER] = json.dumps({name: value for name, value in marker.items() if name not in ("files", "seal")}).encode()
+    verify_checkpoint(folder)
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != MARKER}
     return files | {name: np.asarray(leaf).tobytes() for name, leaf in flatten(params).items()}
 
 

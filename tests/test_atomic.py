@@ -110,6 +110,13 @@ def test_a_parent_that_is_a_file_is_one_sentence(tmp_path):
         write(tmp_path / "file" / "model")
 
 
+def test_links_that_lead_nowhere_are_one_sentence(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="a/model: Too many levels of symbolic links$"):
+        write(tmp_path / "a" / "model")
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_place_is_one_sentence(tmp_path):
     tmp_path.chmod(0o555)

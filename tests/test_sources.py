@@ -10,7 +10,7 @@ import pytest
 
 from sparsevlm_jax import sources
 from sparsevlm_jax.convert import write_random_checkpoint
-from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.processing import Processor
 from sparsevlm_jax.sources import (
     convert_checkpoint,
@@ -18,6 +18,7 @@ from sparsevlm_jax.sources import (
     inspect_checkpoint,
     load_checkpoint,
     resolve_source,
+    verify_checkpoint,
 )
 from sparsevlm_jax.trees import flatten
 from tests import tiny
@@ -157,6 +158,44 @@ def test_a_vision_tower_elsewhere_is_found_by_the_name_in_the_config(tmp_path, m
         load_checkpoint(tmp_path / "llava")
 
 
+@pytest.mark.parametrize("kind", ["single", "converted"])
+class TestAVisionTowerThatIsNotNeeded:
+    ACTIONS = (load_checkpoint, inspect_checkpoint, verify_checkpoint)
+
+    @pytest.fixture
+    def folder(self, kind, folders):
+        return folders[kind]
+
+    @pytest.mark.parametrize("action", ACTIONS)
+    def test_it_must_be_there_all_the_same(self, folder, tmp_path, action):
+        with pytest.raises(CheckpointError, match="there is no folder .*nowhere"):
+            action(folder, vision_tower=tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("action", ACTIONS)
+    def test_its_owner_is_told_that_it_is_not_read(self, folder, tmp_path, action):
+        with pytest.warns(CheckpointWarning) as told:
+            action(folder, vision_tower=tmp_path)
+        expected = f"{folder} has a vision tower inside: the weights of {tmp_path} are not read"
+        assert [str(warning.message) for warning in told] == [expected]
+
+
+def test_a_strange_config_is_told_of_once_in_each_of_load_info_and_convert(folders, tmp_path):
+    source = shutil.copytree(folders["single"], tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"surprise": 1}))
+    for action in (
+        lambda: load_checkpoint(source),
+        lambda: inspect_checkpoint(source),
+        lambda: convert_checkpoint(source, tmp_path / "converted"),
+        lambda: export_checkpoint(source, tmp_path / "exported"),
+        lambda: verify_checkpoint(source),
+    ):
+        with pytest.warns(CheckpointWarning) as told:
+            action()
+        assert ["surprise" in str(warning.message) for warning in told] == [True]
+    load_checkpoint(tmp_path / "converted")  # which holds what is the model's, and no more
+
+
 @pytest.mark.parametrize(
     "kind, expected",
     [
@@ -267,7 +306,7 @@ class TestPaths:
         for name in ("~/models/out", tmp_path / "link" / "out", tmp_path / "models" / "out"):
             assert_same(load_checkpoint(name), load_checkpoint(folders["single"]))
 
-    @pytest.mark.parametrize("name", [None, 3, b"out", "a\0b", "x" * 5000, "~nobody-has-this-name/out"])
+    @pytest.mark.parametrize("name", [None, 3, b"out", "a\0b", "x" * 5000, "~nobody-has-this-name/out", "a\ud800"])
     def test_what_names_no_folder_is_one_error(self, folders, tmp_path, monkeypatch, name):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(CheckpointError):
@@ -276,6 +315,14 @@ class TestPaths:
             with pytest.raises(CheckpointError):
                 convert_checkpoint(folders["single"], name)
             assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [convert_checkpoint, export_checkpoint])
+def test_a_target_behind_links_that_lead_nowhere_is_one_error(folders, tmp_path, write):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="a/out: Too many levels of symbolic links$"):
+        write(folders["single"], tmp_path / "a" / "out")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../up", "owner/", "/abs/olute", "", "a b/c"])

@@ -65,6 +65,9 @@ class ClipVisionConfig:
 
         Raises:
             ValueError: naming every field whose value is not implemented here.
+
+        Warns:
+            CheckpointWarning: once, naming every field that is none of the tower's.
         """
         read = ConfigReader(config, where="vision_config", known=CLIP_VISION)
         result = cls.read(read)
