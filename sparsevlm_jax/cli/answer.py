@@ -157,8 +157,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Request, VLM]":
     compared = methods.create(args.compare, args.tokens) if args.compare else None
     if args.trace and sparsity is None:
         raise ValueError("a dense run prunes nothing, there is no trace to save")
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
-    options = dict(zip(names, checked(**{name: getattr(args, name) for name in names}), strict=True))
+    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
+    options = dict(zip(given, checked(**given), strict=True))
     with progress.step("loading the model"):
         names = ("dtype", "vision_tower", "pad_to_square", "allow_http")
         model = sv.load(args.model, **{name: getattr(args, name) for name in names})
