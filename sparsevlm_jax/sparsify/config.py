@@ -120,10 +120,10 @@ class SparsityConfig:
             raters=choice(Rule),
             score=part("a scorer", "needs_attention", "__call__"),
             select=part("a selector", "__call__"),
-            recycle=optional(part("a rest", "candidate_count", "merged_count", "__call__")),
+            recycle=optional(part("a Rest", "candidate_count", "merged_count", "__call__")),
             positions=choice(Positions),
             adaptive=choice(Adaptive),
-            merging=optional(part("a merging", "schedule", "merge")),
+            merging=optional(part("a TowerMerging", "schedule", "merge")),
             name=text,
         )
 
