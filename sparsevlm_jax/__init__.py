@@ -2,7 +2,7 @@
 
 import sparsevlm_jax as sv
 vlm = sv.load("llava-hf/llava-1.5-7b-hf")
-out = sv.generate(vlm, "What is written on the blue sign?", "street.png")
+out = sv.generate(vlm, "What is written on the purple sign?", "street.png")
 out.text, out.report
 """
 

@@ -57,7 +57,8 @@ class Report:
         mean_entering_layers: the tokens layers really work on.
         overflow: tokens that budgets wanted to keep but the static capacity did not hold, per stage.
         paper_macs, paper_macs_dense: the paper's formula, with this run's pruning and with none.
-        flops, flops_dense: exact, of encoding and prefill.
+        flops, flops_dense: exact, of encoding and prefill, of this row as if alone: rows that share a picture each
+            count its encoding in full, which ran once.
         kv_bytes, kv_bytes_dense: keys and values of the prompt.
         stages: the price of pruning, by the paper's formulas.
         timing: measured, for the batch this row was in.

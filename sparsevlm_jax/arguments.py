@@ -39,7 +39,7 @@ THIRD = SparsityConfig.sparsevlm(tokens="1/3")
 
 
 def checked(**arguments: Any) -> Any:
-    """The values, in order, as `RULES` has them.
+    """The values as `RULES` has them: of several arguments a list in their order, of one its value alone.
 
     Raises:
         ValueError: one is none of what it must be; the message names it.

@@ -1,6 +1,6 @@
 """A record of every decision of one pruned prefill, in one file that plots without the model.
 
-    trace = trace_prefill(vlm, "What is written on the blue sign?", "street.png")
+    trace = trace_prefill(vlm, "What is written on the purple sign?", "street.png")
     save_trace("street.npz", trace)
     load_trace("street.npz").stages[0].kept
 

@@ -1,7 +1,7 @@
 """The host side: load a model, ask it, and say what the answer cost.
 
     vlm = load("llava-hf/llava-1.5-7b-hf")
-    out = generate(vlm, image="street.png", prompt="What is written on the blue sign?",
+    out = generate(vlm, image="street.png", prompt="What is written on the purple sign?",
                    sparsity=SparsityConfig.sparsevlm(tokens=192))
     out.text, out.report
 
@@ -204,7 +204,6 @@ def generate(
     run = Run(vlm, prompt, image, sparsity, max_new_tokens)
     sampling = decode.sampling(run.rows, *options, padding=len(run.batch.length) - run.rows)
     prefilled = run.prefill()
-    buffer = new_tokens_bucket(run.new_tokens)
     (generated, _), decode_ms, compile_ms = _decode(
         vlm.params,
         prefilled.logits,
@@ -214,18 +213,15 @@ def generate(
         np.int32(run.rows),
         config=vlm.config,
         implementation=vlm.implementation,
-        buffer=buffer,
+        buffer=new_tokens_bucket(run.new_tokens),
     )
     tokens, counts = np.asarray(generated.tokens), np.asarray(generated.count)[: run.rows]
     steps = int(counts.max()) - 1
     timing = run.timing(decode_ms / steps if steps else None, compile_ms)
+    answers = [tokens[row, :count] for row, count in enumerate(counts)]
     outputs = [
-        Output(
-            vlm.processor.decode(tokens[row, : counts[row]]),
-            tokens[row, : counts[row]],
-            run.report(row, prefilled, timing),
-        )
-        for row in range(run.rows)
+        Output(vlm.processor.decode(answer), answer, run.report(row, prefilled, timing))
+        for row, answer in enumerate(answers)
     ]
     return outputs if run.is_batch else outputs[0]
 

@@ -119,16 +119,8 @@ def message(role: Any = "user", content: Any = "What is it?") -> dict:
 ANY_TEXT = frozenset({"long", "nul"})
 NUMBERS = ("1", "", None, [1], True, np.bool_(True), np.zeros(()), "many", np.array([1]))
 WRONG_AMOUNTS = (0, "0", "4/3", "1/0", "150%", 1.5, "1e99999999", "1e-99999999", "9" * 10**5, True, "many", [64], 2**40)
-AMOUNTS = (
-    16,
-    "1/2",
-    "50%",
-    0.5,
-    np.int64(16),
-    np.float32(0.5),
-    fractions.Fraction(1, 2),
-    Share(fractions.Fraction(1, 2)),
-)
+HALF = fractions.Fraction(1, 2)
+AMOUNTS = (16, "1/2", "50%", 0.5, np.int64(16), np.float32(0.5), HALF, Share(HALF))
 METHODS = tuple(sorted(methods.METHODS))
 THIRDS = (
     "1/3",

@@ -1,4 +1,4 @@
-"""What a session shows of a model, an answer and its report: little, and readable."""
+"""What a Python prompt shows of a model, an answer and its report: little, and readable."""
 
 import re
 

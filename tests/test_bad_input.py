@@ -1,11 +1,12 @@
 """Whatever a user can hand over wrongly ends in one error of this library: from Python, and from the command line."""
 
 import io
+import re
 import struct
 import traceback
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from PIL import Image
 
 import sparsevlm_jax as sv
 from sparsevlm_jax import SparsityConfig, arguments, cli, decode, methods
+from sparsevlm_jax.sparsify import Tokens
 from tests.tiny import random_image
 
 PACKAGE = Path(sv.__file__).parent
@@ -153,15 +155,40 @@ def test_a_budget_that_is_no_number_or_share_is_refused(tokens):
         SparsityConfig.sparsevlm(tokens=tokens)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 16])
-def test_a_budget_of_too_few_tokens_is_refused_or_met(vlm, tokens):
-    """Of 16 image tokens: no fewer than the layers before the first stage see anyway."""
-    try:
-        out = sv.generate(vlm, "What is it?", PHOTO, sparsity=SparsityConfig.sparsevlm(tokens=tokens), max_new_tokens=2)
-    except ValueError as error:
-        assert str(tokens) in str(error)
-    else:
-        assert out.report.mean_after_layers <= tokens
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SparsityConfig(budget=cast(Any, 3)), "budget must be a Budget (with table, "),
+        (
+            lambda: SparsityConfig(budget=Tokens(8), score=cast(Any, 3)),
+            "score must be a Scorer (with needs_attention, ",
+        ),
+        (lambda: SparsityConfig(budget=Tokens(8), select=cast(Any, 3)), "select must be a Selector (with "),
+        (
+            lambda: SparsityConfig(budget=Tokens(8), recycle=cast(Any, 3)),
+            "recycle must be a Rest (with candidate_count",
+        ),
+        (lambda: SparsityConfig(budget=Tokens(8), merging=cast(Any, 3)), "merging must be a TowerMerging (with "),
+        (lambda: Tokens(8, curve=cast(Any, 3)), "curve must be a Curve (with shares, exact)"),
+    ],
+    ids=["budget", "score", "select", "recycle", "merging", "curve"],
+)
+def test_a_part_of_another_class_is_refused_by_the_name_of_its_own(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_budget_of_fewer_tokens_than_the_first_layers_see_anyway_is_refused(vlm, tokens):
+    """The first of 4 layers sees all 16 image tokens: 4 on average."""
+    with pytest.raises(ValueError, match=f"a budget of {tokens} visual tokens is below the floor of 4"):
+        sv.generate(vlm, "What is it?", PHOTO, sparsity=SparsityConfig.sparsevlm(tokens=tokens))
+
+
+@pytest.mark.parametrize("tokens", [8, 12])
+def test_a_budget_that_can_be_met_is_met(vlm, tokens):
+    out = sv.generate(vlm, "What is it?", PHOTO, sparsity=SparsityConfig.sparsevlm(tokens=tokens), max_new_tokens=2)
+    assert tokens - 0.5 < out.report.mean_after_layers <= tokens
 
 
 @pytest.mark.parametrize("method", ["sparsevlm", "fastv", "tome"])

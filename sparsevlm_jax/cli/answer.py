@@ -125,13 +125,13 @@ def run_generate(args: argparse.Namespace) -> None:
         return
     runs = {args.method: request.sparsity, args.compare: request.compared}
     for sparsity in runs.values():  # a first run is slower than others
-        _ask(model, prompt, images, sparsity, request.options | {"max_new_tokens": 1})
+        _ask(model, prompt, images, sparsity, request.options)
     outputs = {name: _ask(model, prompt, images, sparsity, request.options) for name, sparsity in runs.items()}
     _print_both(outputs, as_objects=args.json)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Whatever is wrong with the command line shows before a model is loaded."""
+    """Options that do not go together, or with standard input, show before anything heavy is imported."""
     if args.prompts is not None and (args.trace or args.stream or args.compare):
         raise ValueError("--prompts goes with neither --trace, --stream nor --compare: those are for one prompt")
     if args.prompts is None and args.batch_size != 1:
@@ -147,17 +147,18 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace) -> "tuple[Request, VLM]":
-    """The request and the model; a method that does not exist is found before the model is loaded."""
+    """The request and the model; what is wrong with the request is found before the model is loaded."""
     with progress.step("starting"):
         from .. import methods
         from .. import vlm as sv
+        from ..arguments import checked
     chosen = methods.parse_options(args.method, args.method_option)
     sparsity = methods.create(args.method, args.tokens, **chosen)
     compared = methods.create(args.compare, args.tokens) if args.compare else None
     if args.trace and sparsity is None:
         raise ValueError("a dense run prunes nothing, there is no trace to save")
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
-    options = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
+    options = dict(zip(given, checked(**given), strict=True))
     with progress.step("loading the model"):
         names = ("dtype", "vision_tower", "pad_to_square", "allow_http")
         model = sv.load(args.model, **{name: getattr(args, name) for name in names})

@@ -3,6 +3,9 @@
 {"prompt": "What is on the sign?", "image": "street.png"}              ->  {"line": 1, "text": ..., "report": ...}
 {"prompt": "Is <image> like <image>?", "image": ["a.png", "b.png"]}    ->  {"line": 2, "text": ..., "report": ...}
 {"prompt": "What is it?", "image": "absent.png"}                       ->  {"line": 3, "error": ...}
+
+A prompt is a text or a list of chat messages. Paths of pictures, those in messages too, count from the file's folder.
+A line without an image (or with null) is about the pictures of the command line; with [] it is about none.
 """
 
 import argparse
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .. import progress
+from ..errors import short
 from .answer import Request, as_json, prepare
 from .ending import one_line
 from .options import STDIN, picture_from
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from ..vlm import VLM
 
 _LONGEST = 1 << 26  # bytes of a line, which may hold pictures as data URLs
+_PICTURES = ("image", "path", "url", "image_url")  # keys under which a part of a message may carry its picture
 
 
 class Question(NamedTuple):
@@ -89,11 +94,32 @@ def _read(number: int, line: bytes, folder: Path, images: list) -> Question | Fa
     unknown = content.keys() - {"prompt", "image"}
     if unknown:
         return Fault(number, f"unknown keys {', '.join(sorted(map(repr, unknown)))}; there are 'prompt' and 'image'")
-    given = content.get("image")
-    names = given if isinstance(given, list) else [] if given is None else [given]
+    prompt, given = content["prompt"], content.get("image")
+    if not isinstance(prompt, str | list):
+        return Fault(number, f"expected a text or a list of chat messages as prompt, got {short(prompt)}")
+    prompt = prompt if isinstance(prompt, str) else [_message(folder, message) for message in prompt]
+    if given is None:
+        return Question(number, prompt, images)
+    names = given if isinstance(given, list) else [given]
     if not all(isinstance(name, str) for name in names):
         return Fault(number, "expected the name of a file, or a list of them, as image")
-    return Question(number, content["prompt"], [_beside(folder, name) for name in names] or images)
+    return Question(number, prompt, [_beside(folder, name) for name in names])
+
+
+def _message(folder: Path, message: Any) -> Any:
+    """A chat message with the paths of its pictures; what is none stays as it is, to be refused by the model."""
+    parts = message.get("content") if isinstance(message, dict) else None
+    return message | {"content": [_part(folder, part) for part in parts]} if isinstance(parts, list) else message
+
+
+def _part(folder: Path, part: Any) -> Any:
+    if not isinstance(part, dict):
+        return part
+    placed: dict[str, Any] = {key: _beside(folder, part[key]) for key in _PICTURES if isinstance(part.get(key), str)}
+    nested = part.get("image_url")
+    if isinstance(nested, dict) and isinstance(nested.get("url"), str):
+        placed["image_url"] = {"url": _beside(folder, nested["url"])}
+    return part | placed
 
 
 def _beside(folder: Path, name: str) -> str:

@@ -52,7 +52,7 @@ class Tokens:
     curve: Curve = V15
 
     def __post_init__(self):
-        settle(self, amount=number_or_share("tokens"), curve=part("a curve", "shares", "exact"))
+        settle(self, amount=number_or_share("tokens"), curve=part("a Curve", "shares", "exact"))
 
     @classmethod
     def parse(cls, value: Amount, curve: Curve = V15) -> "Tokens":

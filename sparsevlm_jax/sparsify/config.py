@@ -114,16 +114,16 @@ class SparsityConfig:
     def __post_init__(self):
         settle(
             self,
-            budget=part("a budget", "table", "bound", "count"),
+            budget=part("a Budget", "table", "bound", "count"),
             layers=optional(each(whole(-1))),
             depths=each(fraction("a fraction of the depth from -1 to 1", lambda depth: -1 <= depth <= 1)),
             raters=choice(Rule),
-            score=part("a scorer", "needs_attention", "__call__"),
-            select=part("a selector", "__call__"),
-            recycle=optional(part("a rest", "candidate_count", "merged_count", "__call__")),
+            score=part("a Scorer", "needs_attention", "__call__"),
+            select=part("a Selector", "__call__"),
+            recycle=optional(part("a Rest", "candidate_count", "merged_count", "__call__")),
             positions=choice(Positions),
             adaptive=choice(Adaptive),
-            merging=optional(part("a merging", "schedule", "merge")),
+            merging=optional(part("a TowerMerging", "schedule", "merge")),
             name=text,
         )
 

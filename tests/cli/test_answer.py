@@ -109,6 +109,13 @@ def test_compare_json_is_one_object(run, common):
     assert both["compared"]["method"] == both["compared"]["report"]["method"] == "dense"
 
 
+@pytest.mark.parametrize("new_tokens", [4, 80])
+def test_compare_times_no_first_run(run, common, new_tokens):
+    """All that a first run does before it answers, compilation first, is over when the clocks start."""
+    both = json.loads(run(*common, "--max-new-tokens", new_tokens, "--prompt", "?", "--compare", "dense", "--json")[1])
+    assert both["report"]["timing"]["compile_ms"] == both["compared"]["report"]["timing"]["compile_ms"] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -120,6 +127,12 @@ def test_compare_json_is_one_object(run, common):
         ("--compare magic", "got 'magic'"),
         ("--batch-size 2", "there is one prompt"),
         ("--tokens 1e99999999", "1e99999999"),
+        ("--temperature nan", "temperature must be a finite number >= 0, got nan"),
+        ("--temperature -1", "temperature must be a finite number >= 0, got -1.0"),
+        ("--top-p 2", "top_p must be a number above 0 and at most 1, got 2.0"),
+        ("--top-k -3", "top_k must be a whole number >= 0, got -3"),
+        ("--max-new-tokens 0", "max_new_tokens must be a whole number >= 1, got 0"),
+        ("--seed 5000000000", "seed must be a whole number <= 4294967295, got 5000000000"),
     ],
 )
 def test_what_is_wrong_shows_before_the_model_is_loaded(run, no_model, options, words, tmp_path, monkeypatch):

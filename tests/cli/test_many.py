@@ -68,7 +68,12 @@ def test_bad_lines_are_told_each_and_counted(ask, lines):
         ({"prompt": "?", "image": 3}, "expected the name of a file"),
         ({"prompt": "?", "image": "absent.png"}, "absent.png"),
         ({"prompt": "Is <image> like <image>?", "image": "photo.png"}, "2 <image> marks, got 1 images"),
-        ({"prompt": 3}, ""),
+        ({"prompt": 3}, "expected a text or a list of chat messages as prompt, got 3"),
+        ({"prompt": {"role": "user", "content": "?"}}, "as prompt, got {'content': '?', 'role': 'user'}"),
+        ({"prompt": None}, "as prompt, got None"),
+        ({"prompt": ["?"]}, "expected a message with a role"),
+        ({"prompt": [{"role": "user", "content": [3]}]}, "expected a part of type 'text'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "expected a part of"),
     ]
     code, results, err = ask([lines[0], *(line for line, _ in bad), b"", lines[0]], "--batch-size", 4)
     assert code == 2 and err.count("\n") == 1 and f"{len(bad)} of {len(bad) + 2} prompts" in err
@@ -94,6 +99,30 @@ def test_questions_share_the_picture_of_the_command_line(ask, lines, photo):
     alone = ask(lines[:1])[1]
     shared = ask([{"prompt": lines[0]["prompt"]}], "--image", photo)[1]
     assert [result["text"] for result in shared] == [result["text"] for result in alone]
+
+
+def test_a_line_that_says_no_picture_gets_none(ask, photo):
+    lines = [{"prompt": "What is it?"} | image for image in ({}, {"image": None}, {"image": []})]
+    code, results, _ = ask(lines, "--image", photo)
+    assert code == 0 and [result["report"]["visual_tokens"][0] for result in results] == [16, 16, 0]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "more/b.png"},
+        {"type": "image", "path": "more/b.png"},
+        {"type": "image", "url": "more/b.png"},
+        {"type": "image_url", "image_url": "more/b.png"},
+        {"type": "image_url", "image_url": {"url": "more/b.png"}},
+    ],
+    ids=lambda part: "-".join(part),
+)
+def test_paths_in_a_chat_count_from_the_files_folder(ask, lines, part):
+    """As `image` does; the working directory has no such file."""
+    content = [part, {"type": "text", "text": "What is it?"}]
+    code, results, err = ask([{"prompt": [{"role": "user", "content": content}]}])
+    assert (code, err) == (0, "") and results[0]["report"]["visual_tokens"][0] == 16
 
 
 def test_lines_come_from_standard_input(ask, lines, monkeypatch, tmp_path):

@@ -1,11 +1,15 @@
 """The demo asks three questions of a street nobody has seen, and tells answers and savings as they are."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from sparsevlm_jax.accounting import Timing
 from sparsevlm_jax.demo import CHECKPOINT, show, world
+from sparsevlm_jax.vlm import Output
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,25 @@ def test_pruned_runs_cost_less_and_say_so(demo):
     ((dense, sparse),) = re.findall(r"entering a layer, mean +([\d.]+) +([\d.]+)", text)
     assert "truth" in text and dense == "144.0" and float(sparse) < 100
     assert f"so more enter one: {sparse}." in text and "on average 7" in text  # half of 144 are left after a layer
+
+
+def test_times_are_medians_of_warm_runs_in_turn(demo, monkeypatch):
+    """One slow run moves neither column, and what slows the machine for a while slows both."""
+    report, asked = demo[0].asked[0].dense_report, []
+    dense, sparse = [900.0, 10, 11, 800, 12, 13], [700.0, 4, 5, 600, 6, 7]  # first runs come first
+    times = [time for pair in zip(dense, sparse, strict=True) for time in pair]
+
+    def generate(*_, sparsity, **__):
+        ms = times[len(asked)]
+        asked.append(sparsity is None)
+        return [Output("", np.array([1]), replace(report, timing=Timing(ms, 2 * ms, None, 0.0)))] * 3
+
+    monkeypatch.setattr(show, "generate", generate)
+    monkeypatch.setattr(show, "load", lambda _: None)
+    one = show.run_demo(seed=1).asked[0]
+    assert asked == [True, False] * 6
+    assert one.dense_report.timing == Timing(12, 24, None, 0.0)
+    assert one.sparse_report.timing == Timing(6, 12, None, 0.0)
 
 
 def test_a_file_that_is_there_is_left_alone(tmp_path):
