@@ -64,9 +64,9 @@ def answer(pair: Pair, rows: ProcessedInputs, new_tokens: int) -> tuple[jax.Arra
     return logits[0], tokens[0]
 
 
-def torch_inputs(rows: ProcessedInputs) -> dict[str, Any]:
+def torch_inputs(rows: ProcessedInputs, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     ids = torch.from_numpy(rows.input_ids[0].astype(np.int64))[None]
-    pixels = {"pixel_values": torch.from_numpy(rows.pixel_values)} if len(rows.pixel_values) else {}
+    pixels = {"pixel_values": torch.from_numpy(rows.pixel_values).to(dtype)} if len(rows.pixel_values) else {}
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
 
 
@@ -75,8 +75,10 @@ def their_logits(pair: Pair, rows: ProcessedInputs) -> np.ndarray:
     return pair.theirs(**torch_inputs(rows)).logits[0, -1].numpy()
 
 
-def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+def assert_close(ours: Any, theirs: Any, *, relative: float = 1e-5) -> None:
+    """The largest error is at most `relative` times the largest value."""
+    ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=relative * np.abs(theirs).max(), strict=True)
 
 
 def assert_same_sizes(ours: LlavaConfig, theirs: Any) -> None:

@@ -5,7 +5,7 @@ mask shows. Tolerances are relative to the largest value compared, and a few tim
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from sparsevlm_jax.models.params import bind
 from sparsevlm_jax.prefill import PrefillInputs, feed_forward, last_logits, prefill, run_layers, start
 from sparsevlm_jax.processing import PixelConfig, ProcessedInputs, Processor
 from sparsevlm_jax.sources import load_checkpoint
+from tests.parity import Pair, assert_close, torch_inputs
 from tests.tiny import IMAGE_SIZE, random_image, save_llava, tiny_llava, tiny_tokenizer
 
 NEW_TOKENS = 16
@@ -36,16 +37,9 @@ VISION = pytest.mark.parametrize("pair", ["heads"], indirect=True)  # the decode
 encode = jax.jit(partial(llava.encode_images, implementation="xla"), static_argnames="config")
 
 
-class Pair(NamedTuple):
-    """The same random model here and in `transformers`, both float32."""
-
-    theirs: Any
-    config: LlavaConfig
-    params: dict
-
-    def process(self, row: int) -> ProcessedInputs:
-        processor = Processor(tiny_tokenizer(), self.config, pixels=PixelConfig.square(IMAGE_SIZE))
-        return processor([PROMPTS[row]], [IMAGES[row]])
+def process(pair: Pair, row: int) -> ProcessedInputs:
+    processor = Processor(tiny_tokenizer(), pair.config, pixels=PixelConfig.square(IMAGE_SIZE))
+    return processor([PROMPTS[row]], [IMAGES[row]])
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -59,20 +53,6 @@ def pair(request, tmp_path_factory) -> Pair:
     return Pair(model, loaded.config, loaded.params)
 
 
-def torch_inputs(inputs: ProcessedInputs, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    ids = torch.from_numpy(inputs.input_ids[0].astype(np.int64))[None]
-    pixels = {"pixel_values": torch.from_numpy(inputs.pixel_values).to(dtype)} if len(inputs.pixel_values) else {}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
-
-
-def assert_close(ours: jax.Array, theirs: torch.Tensor, *, relative: float) -> None:
-    """The largest error is at most `relative` times the largest value."""
-    expected = theirs.float().numpy()
-    assert ours.shape == expected.shape
-    error = np.abs(np.asarray(ours, np.float32) - expected).max() / np.abs(expected).max()
-    assert error <= relative, f"relative error {error:.1e}"
-
-
 def inputs_of(pair: Pair, rows: ProcessedInputs, params: dict) -> tuple[PrefillInputs, Any]:
     batch = assemble(rows, pair.config, new_tokens=NEW_TOKENS)
     features = jnp.zeros((0, pair.config.tokens_per_image, pair.config.text.hidden_size))
@@ -84,7 +64,7 @@ def inputs_of(pair: Pair, rows: ProcessedInputs, params: dict) -> tuple[PrefillI
 @VISION
 @torch.no_grad()
 def test_every_hidden_state_of_the_vision_tower(pair):
-    pixels = pair.process(1).pixel_values
+    pixels = process(pair, 1).pixel_values
     theirs = pair.theirs.model.vision_tower(torch.from_numpy(pixels), output_hidden_states=True).hidden_states
 
     @jax.jit
@@ -102,7 +82,7 @@ def test_every_hidden_state_of_the_vision_tower(pair):
 @pytest.mark.parametrize("layer", [-2, -1, 1])
 def test_image_features_of_every_layer_and_strategy(pair, layer, strategy):
     choice = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
-    pixels = pair.process(1).pixel_values
+    pixels = process(pair, 1).pixel_values
     theirs = pair.theirs.model.get_image_features(torch.from_numpy(pixels), **choice).pooler_output
     config = LlavaConfig.from_hf({**pair.theirs.config.to_dict(), **choice})
     assert_close(encode(pair.params, pixels, config=config), torch.stack(list(theirs)), relative=5e-6)
@@ -119,7 +99,7 @@ def test_the_projector(pair):
 @torch.no_grad()
 @pytest.mark.parametrize("row", range(3), ids=["one image", "two images", "no image"])
 def test_hidden_states_after_every_layer_and_logits_of_every_token(pair, row):
-    inputs = pair.process(row)
+    inputs = process(pair, row)
     theirs = pair.theirs(**torch_inputs(inputs), output_hidden_states=True)
     prompt, bucket = inputs_of(pair, inputs, pair.params)
 
@@ -164,7 +144,7 @@ def their_greedy(pair: Pair, inputs: ProcessedInputs) -> np.ndarray:
 
 @torch.no_grad()
 def test_sixteen_greedy_tokens_of_a_ragged_batch_are_those_of_each_row_alone(pair):
-    singles = [pair.process(row) for row in range(3)]
+    singles = [process(pair, row) for row in range(3)]
     batch = ProcessedInputs(
         [inputs.input_ids[0] for inputs in singles],
         np.concatenate([inputs.pixel_values for inputs in singles]),
@@ -177,7 +157,7 @@ def test_sixteen_greedy_tokens_of_a_ragged_batch_are_those_of_each_row_alone(pai
 @pytest.mark.parametrize("pair", ["grouped heads"], indirect=True)
 @torch.no_grad()
 def test_sixteen_greedy_tokens_of_one_prompt(pair):
-    np.testing.assert_array_equal(greedy(pair, pair.process(1))[0], their_greedy(pair, pair.process(1)))
+    np.testing.assert_array_equal(greedy(pair, process(pair, 1))[0], their_greedy(pair, process(pair, 1)))
 
 
 @torch.no_grad()
@@ -186,7 +166,7 @@ def test_in_bfloat16_logits_are_as_near_to_float32_as_torchs_own(pair):
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), pair.params)
     errors = []
     for row in range(len(PROMPTS)):
-        inputs = pair.process(row)
+        inputs = process(pair, row)
         exact = pair.theirs(**torch_inputs(inputs)).logits[:, -1].numpy()
         pair.theirs.to(torch.bfloat16)
         try:
