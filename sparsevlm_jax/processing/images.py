@@ -13,7 +13,7 @@ import io
 import os
 import struct
 import warnings
-from typing import BinaryIO, Final, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias
 
 import jax
 import numpy as np
@@ -100,10 +100,11 @@ def _given(image: Image.Image, max_pixels: int) -> Image.Image:
 
 def _file_of(image: ImageFile.ImageFile) -> BinaryIO:
     """The file of a picture that is not loaded yet, copied: the picture is the caller's."""
-    place = image.fp.tell()
-    image.fp.seek(0)
-    copied = io.BytesIO(image.fp.read())
-    image.fp.seek(place)
+    file: Any = image.fp
+    place = file.tell()
+    file.seek(0)
+    copied = io.BytesIO(file.read())
+    file.seek(place)
     return copied
 
 
