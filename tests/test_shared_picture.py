@@ -5,6 +5,7 @@ import pytest
 
 import sparsevlm_jax as sv
 from sparsevlm_jax import run as module
+from sparsevlm_jax.processing import Processor
 from sparsevlm_jax.sparsify import SparsityConfig
 from tests.tiny import random_image
 
@@ -62,9 +63,7 @@ def test_a_file_is_opened_once(vlm, tmp_path, monkeypatch):
     from PIL import Image
 
     Image.fromarray(random_image()).save(tmp_path / "street.png")
-    opened, read = [], module.Processor.encode_images
-    monkeypatch.setattr(
-        module.Processor, "encode_images", lambda self, images: (opened.extend(images), read(self, images))[1]
-    )
+    opened, read = [], Processor.encode_images
+    monkeypatch.setattr(Processor, "encode_images", lambda self, images: (opened.extend(images), read(self, images))[1])
     sv.generate(vlm, QUESTIONS, tmp_path / "street.png", max_new_tokens=2)
     assert opened == [tmp_path / "street.png"]
