@@ -13,4 +13,4 @@ def test_calls_are_answered_or_refused_by_this_library(tmp_path):
     counts, faults = fuzz(world(tmp_path), 200, seed=0)
     assert not faults, "\n".join(faults)
     outcomes = [came for (_, came), count in counts.items() for _ in range(count)]
-    assert outcomes.count("refused") > 100 and outcomes.count("answered") > 5
+    assert outcomes.count("refused") > 100 and outcomes.count("answered") >= 3  # one call in sixty is right
