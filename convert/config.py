@@ -10,18 +10,11 @@ from pathlib import Path
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.jsonfile import read_json
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
+from sparsevlm_jax.models.known_fields import LLAVA_VISION
 
 from .kinds import ORIGINAL_TYPES, is_original, read_llava_json
 
-CLIP_L_336 = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+CLIP_L_336 = {"model_type": "clip_vision_model", **LLAVA_VISION}
 KNOWN_TOWERS = {"clip-vit-large-patch14-336": CLIP_L_336}  # by the end of a hub id, or of somebody's path to a copy
 
 # Fields of the original config with the values that mean LLaVA-1.5 as implemented here.

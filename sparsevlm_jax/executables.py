@@ -1,8 +1,8 @@
 """Executables on disk under what they are made from: source, versions, settings, machine, static arguments, shapes.
 
 JAX's own cache has the lowered program as its key, so every process traces and lowers each model again before it can
-look: seconds, where fetching takes tenths. This key is known before. Only what it can describe whole is kept: functions
-and configs of this library, arrays on one default device.
+look. This key is known before, and what is left is XLA's reading of the executable. Only what it can describe whole is
+kept: functions and configs of this library, arrays on one default device.
 
 The source is the one on disk: a function of this library that is replaced in memory (monkeypatched) goes unnoticed, so
 do that with the cache off.
