@@ -22,7 +22,7 @@ turns; times are medians, "spread" is the interquartile range over the median.
 
 PyTorch runs where it is installed (`--no-peers` leaves it out): `transformers` dense, and SparseVLM as the official
 code goes about it (see `peers.py`), both with the same parameters; last logits are compared before anything is timed.
-Writes results.json, results.md and results.png into --out; the last line printed is the JSON.
+Writes results.json (after every batch), results.md and results.png into --out; the last line printed is the JSON.
 """
 
 import os
@@ -34,7 +34,6 @@ import dataclasses
 import itertools
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -45,6 +44,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from environment import environment
+from kernels import profile
 from latency_report import tables, write
 from roofline import PARTS, Ceilings, ceilings, floor, layer_products, rows_of_layers, total_ms
 from shapes import MODELS, alternate
@@ -102,7 +103,8 @@ def _tower(sparsity: SparsityConfig | None) -> dict[str, Any]:
 
 
 class Compiled(NamedTuple):
-    """A program with what making it took, in seconds: at first, and again from the cache on disk."""
+    """A program; what making it took, in seconds: at first, and again from the cache on disk (which, where it had been
+    filled before, the first is too)."""
 
     call: Callable[..., Any]
     cold: float
@@ -212,6 +214,10 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
         rows[name]["decode_ms"] = statistics.median(times) / options.decode
     for name, times in alternate(encoders, repeats=options.repeats).items():
         rows[name]["encode_ms"] = statistics.median(times)
+    for name in found if options.profile else ():
+        for part, runs in (("prefill", calls), ("decode", steps)):
+            if taken := profile(runs[name]):
+                rows[name][f"{part}_kernels"] = taken._asdict()
     _hold_against(case, rows, found, rates, options)
     title = dict(model=options.model, dtype=case.dtype.name, batch=case.batch, text=case.text, visual=case.visual)
     return dict(**title, rows=rows)
@@ -315,13 +321,6 @@ def _agree(name: str, theirs: Any, ours: np.ndarray, *, exact: bool) -> None:
         raise ValueError(f"{name} computes something else: its last logits differ from ours by {error:.1e}")
 
 
-def environment() -> dict[str, str]:
-    device = jax.devices()[0]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    kind = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind
-    return dict(device=kind, jax=jax.__version__, commit=commit)
-
-
 def main() -> None:
     gpu = jax.default_backend() != "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -337,6 +336,10 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if gpu else "float32")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--profile", action="store_true", help="on a GPU, the kernels that take longest too")
+    parser.add_argument(
+        "--cache", type=Path, help='keep compiled programs there: the next run\'s "compile s" are then none'
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("latency"))
     options = parser.parse_args()
@@ -352,19 +355,18 @@ def main() -> None:
     rates = ceilings(dtype, options.quick)
     product, copy, read = rates.product / 1e12, rates.copy / 1e9, rates.read / 1e9
     print(f"{environment()}  product {product:.2f} TFLOP/s, copy {copy:.1f} GB/s, read {read:.1f} GB/s", flush=True)
+    record = dict(**environment(), model=options.model, dtype=jnp.dtype(dtype).name, **rates._asdict())
     results = []
-    with tempfile.TemporaryDirectory() as cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
+    with tempfile.TemporaryDirectory() as own:
+        jax.config.update("jax_compilation_cache_dir", str(options.cache or own))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         for batch, text in itertools.product(options.batch, options.text):
             case = Case(config, params, dtype, implementation, batch, text)
             results.append(measure(case, options, rates))
             print(f"\n{tables(results[-1])}\n", flush=True)
-    record = dict(**environment(), model=options.model, dtype=jnp.dtype(dtype).name, **rates._asdict())
-    record |= dict(results=results)
-    (options.out / "results.json").write_text(json.dumps(record) + "\n")
+            (options.out / "results.json").write_text(json.dumps(record | dict(results=results)) + "\n")
     write(results, options.out)
-    print(json.dumps(record))
+    print(json.dumps(record | dict(results=results)))
 
 
 if __name__ == "__main__":

@@ -45,17 +45,24 @@ def build(config: LlavaConfig, params: dict, dtype: torch.dtype, device: str) ->
     missing = set(own)
     with torch.no_grad():
         for name, leaf in flatten(params).items():
-            array = np.asarray(leaf, np.float32)
+            array = np.asarray(leaf)
             exported, tensor = export_tensor(name, array.shape, array.dtype, functools.partial(np.asarray, array))
             old = next(old for old in _RENAMED if exported.startswith(old))
             renamed = _RENAMED[old] + exported.removeprefix(old)
             renamed = renamed if renamed in own else renamed.replace(".vision_model.", ".")
-            own[renamed].copy_(torch.from_numpy(np.array(tensor.open())))
+            own[renamed].copy_(_from_numpy(np.asarray(tensor.open())))
             missing.discard(renamed)
     unset = [name for name in missing if "position_ids" not in name]
     if unset:
         raise ValueError(f"parameters that this library has no values for: {unset}")
     return model.eval()
+
+
+def _from_numpy(array: np.ndarray) -> torch.Tensor:
+    """bfloat16, which PyTorch does not take from NumPy, goes as its bits."""
+    if array.dtype == jax.numpy.bfloat16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
 
 
 def synchronize(device: str) -> None:
