@@ -54,7 +54,7 @@ from stages import setting
 from sparsevlm_jax import accounting, decode, methods, sparsify
 from sparsevlm_jax.models import LlavaConfig, init_params
 from sparsevlm_jax.models.attention import Implementation, choose_implementation
-from sparsevlm_jax.models.llava import encode
+from sparsevlm_jax.models.llava import DECODER, encode
 from sparsevlm_jax.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 from sparsevlm_jax.trees import flatten
@@ -86,10 +86,18 @@ class Case(NamedTuple):
     def static(self) -> dict[str, Any]:
         return dict(config=self.config, implementation=self.implementation)
 
+    @property
+    def encoder(self) -> dict:
+        return {name: tree for name, tree in self.params.items() if name not in DECODER}
+
+    @property
+    def decoder(self) -> dict:
+        return {name: tree for name, tree in self.params.items() if name in DECODER}
+
     def inputs(self, sparsity: SparsityConfig | None) -> PrefillInputs:
         ids = np.random.default_rng(0).integers(3, 1000, (self.batch, self.text + self.visual))
         ids[:, BEFORE : BEFORE + self.visual] = self.config.image_token_id
-        encoded = jax.jit(partial(encode, **self.static, **_tower(sparsity)))(self.params, self.pixel_values())
+        encoded = jax.jit(partial(encode, **self.static, **_tower(sparsity)))(self.encoder, self.pixel_values())
         length = jnp.full(self.batch, ids.shape[1])
         return PrefillInputs(jnp.asarray(ids, jnp.int32), length, encoded.features, encoded.context)
 
@@ -103,28 +111,23 @@ def _tower(sparsity: SparsityConfig | None) -> dict[str, Any]:
 
 
 class Compiled(NamedTuple):
-    """A program; what making it took, in seconds: at first, and again from the cache on disk (which, where it had been
-    filled before, the first is too)."""
+    """A program, the seconds that making it took (`cold_s`; `cached_s` out of the cache on disk), and what it needs."""
 
     call: Callable[..., Any]
-    cold: float
-    cached: float
+    seconds: dict[str, float]
     working_mb: float
 
 
-def compiled(function: Callable, *args: Any, **static: Any) -> Compiled:
-    """Compiles twice: into the cache on disk, and out of it."""
-
-    def compile_once() -> tuple[Any, float]:
+def compiled(function: Callable, *args: Any, times: int, **static: Any) -> Compiled:
+    """Compiles once, into the cache on disk, or twice, out of it again."""
+    seconds = {}
+    for name in ("cold_s", "cached_s")[:times]:
         jax.clear_caches()
         start = time.perf_counter()
         program = jax.jit(partial(function, **static)).lower(*args).compile()
-        return program, time.perf_counter() - start
-
-    (_, cold), (program, cached) = compile_once(), compile_once()
+        seconds[name] = time.perf_counter() - start
     memory = program.memory_analysis()
-    working = memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return Compiled(program, cold, cached, working / 1e6)
+    return Compiled(program, seconds, (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6)
 
 
 def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
@@ -175,26 +178,25 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
     calls: dict[str, Callable[[], Any]] = {}
     steps: dict[str, Callable[[], Any]] = {}
     images = case.pixel_values()
-    tower = compiled(encode, case.params, images, **case.static)
-    encoders: dict[str, Callable[[], Any]] = {"dense": partial(tower.call, case.params, images)}
+    compile_once = partial(compiled, times=1 if options.once else 2)
+    tower = compile_once(encode, case.encoder, images, **case.static)
+    encoders: dict[str, Callable[[], Any]] = {"dense": partial(tower.call, case.encoder, images)}
     logits: dict[str, np.ndarray] = {}
     for name, sparsity in found.items():
         inputs = case.inputs(sparsity)
         static = dict(**case.static, sparsity=sparsity, bucket=case.bucket, new_tokens=options.decode)
-        program = compiled(prefill, case.params, inputs, **static)
-        calls[name] = partial(program.call, case.params, inputs)
+        program = compile_once(prefill, case.decoder, inputs, **static)
+        calls[name] = partial(program.call, case.decoder, inputs)
         state = calls[name]()
         logits[name] = np.asarray(state.logits, np.float32)
         limit = jnp.int32(options.decode + 1)  # the first token is prefill's, each other one takes a step
-        answer = compiled(
-            decode.generate, case.params, state.logits, state.state, limit, buffer=options.decode + 1, **case.static
-        )
-        steps[name] = partial(answer.call, case.params, state.logits, state.state, limit)
+        args = (case.decoder, state.logits, state.state, limit)
+        answer = compile_once(decode.generate, *args, buffer=options.decode + 1, **case.static)
+        steps[name] = partial(answer.call, *args)
         tokens = rows_of_layers(case.config.text, case.bucket, sparsity)
         passing = dict(enumerate(tokens.feed_forward))
         rows[name] |= dict(
-            cold_s=program.cold + answer.cold,
-            cached_s=program.cached + answer.cached,
+            **{name: program.seconds[name] + answer.seconds[name] for name in program.seconds},
             working_mb=program.working_mb,
             kv_mb=state.state.cache.nbytes / 1e6,
             tokens_entering=float(np.mean(tokens.entering)) - case.text,
@@ -202,7 +204,7 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
             layer_rows=tokens,
         )
         if sparsity and sparsity.merging:
-            encoders[name] = partial(jax.jit(partial(encode, **case.static, **_tower(sparsity))), case.params, images)
+            encoders[name] = partial(jax.jit(partial(encode, **case.static, **_tower(sparsity))), case.encoder, images)
     peers = _peers(case, options, found, logits) if options.peers else {}
     calls |= {name: peer.prefill for name, peer in peers.items()}
     dense_peers = {name: peer for name, peer in peers.items() if hasattr(peer, "decode")}
@@ -218,7 +220,9 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
         for part, runs in (("prefill", calls), ("decode", steps)):
             if taken := profile(runs[name]):
                 rows[name][f"{part}_kernels"] = taken._asdict()
-    _hold_against(case, rows, found, rates, options)
+    _rates(case, rows, rates, options)
+    if options.bounds:
+        _hold_against(case, rows, found, rates, options)
     title = dict(model=options.model, dtype=case.dtype.name, batch=case.batch, text=case.text, visual=case.visual)
     return dict(**title, rows=rows)
 
@@ -228,6 +232,26 @@ def _spread(times: list[float]) -> float:
     return float((high - low) / statistics.median(times))
 
 
+def _rates(case: Case, rows: dict[str, dict[str, Any]], rates: Ceilings, options: argparse.Namespace) -> None:
+    """The speed-up over dense, whole answers, MFU and MBU."""
+    dense, read = rows["dense"], _weights(case) + case.params["language_model"]["embed_tokens"]["embedding"].nbytes
+    for row in rows.values():
+        row["speedup"] = dense["prefill_ms"] / row["prefill_ms"]
+        if "decode_ms" in row:
+            encode_ms = row.get("encode_ms", dense["encode_ms"])
+            row["answer_ms"] = encode_ms + row["prefill_ms"] + options.decode * row["decode_ms"]
+            row["tokens_per_s"] = case.batch / (row["decode_ms"] / 1e3)
+        if "layer_rows" in row:
+            row["mfu"] = row["flops"] / (row["prefill_ms"] / 1e3) / rates.product
+            bytes_per_s = (read + row["kv_mb"] * 1e6) / (row["decode_ms"] / 1e3)
+            row |= dict(mbu=bytes_per_s / rates.copy, of_read=bytes_per_s / rates.read)
+
+
+def _weights(case: Case) -> int:
+    """Bytes of the decoder's layers."""
+    return sum(leaf.nbytes for name, leaf in flatten(case.decoder).items() if ".layers." in name)
+
+
 def _hold_against(
     case: Case,
     rows: dict[str, dict[str, Any]],
@@ -235,7 +259,7 @@ def _hold_against(
     rates: Ceilings,
     options: argparse.Namespace,
 ) -> None:
-    """MFU, MBU, the speed-up over dense beside what rows and roofline allow, the share of the stages."""
+    """The speed-up over dense beside what rows and roofline allow, the share of the stages."""
     layers = min(4, case.config.text.num_hidden_layers)
     products = {
         (part, n): layer_products(case.config.text, case.params, part, n * case.batch, layers)
@@ -247,22 +271,10 @@ def _hold_against(
     product_ms = {key: min(values) / layers for key, values in times.items()}
     own = {name: sparsity for name, sparsity in found.items() if sparsity and name.startswith("sparsevlm ")}
     stages = alternate({name: all_stages(case, sparsity) for name, sparsity in own.items()}, repeats=options.repeats)
-    weights = sum(
-        leaf.nbytes for name, leaf in flatten(case.params).items() if ".layers." in name and "vision" not in name
-    )
-    head = case.config.text.vocab_size * case.config.text.hidden_size * jnp.dtype(case.dtype).itemsize
-    dense = rows["dense"]
+    dense, weights = rows["dense"], _weights(case)
     for name, row in rows.items():
-        row["speedup"] = dense["prefill_ms"] / row["prefill_ms"]
-        if "decode_ms" in row:
-            encode_ms = row.get("encode_ms", dense["encode_ms"])
-            row["answer_ms"] = encode_ms + row["prefill_ms"] + options.decode * row["decode_ms"]
-            row["tokens_per_s"] = case.batch / (row["decode_ms"] / 1e3)
         if "layer_rows" not in row:
             continue
-        row["mfu"] = row["flops"] / (row["prefill_ms"] / 1e3) / rates.product
-        bytes_per_s = (weights + head + row["kv_mb"] * 1e6) / (row["decode_ms"] / 1e3)
-        row |= dict(mbu=bytes_per_s / rates.copy, of_read=bytes_per_s / rates.read)
         row["allowed_by_rows"] = total_ms(dense["layer_rows"], product_ms) / total_ms(row["layer_rows"], product_ms)
         lowest = partial(floor, case.config.text, case.batch, weights=weights, rates=rates)
         row["allowed_by_roofline"] = lowest(dense["layer_rows"]) / lowest(row["layer_rows"])
@@ -297,7 +309,9 @@ def _peers(
         embeddings = table(ids.long())
         embeddings[:, BEFORE : BEFORE + case.visual] = peers.to_torch(inputs.image_features, dtype, device)
     images = peers.to_torch(case.pixel_values(), dtype, device)
-    made: dict[str, Any] = {"transformers": peers.Dense(model, embeddings, images, compiled=device == "cuda")}
+    made: dict[str, Any] = {
+        "transformers": peers.Dense(model, embeddings, images, compiled=device == "cuda" and not options.eager)
+    }
     _agree("transformers", made["transformers"].prefill(), logits["dense"], exact=exact)
     if case.batch == 1:
         for tokens in options.budgets:
@@ -336,6 +350,9 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if gpu else "float32")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--eager", action="store_true", help="on a GPU, PyTorch without its compiler")
+    parser.add_argument("--once", action="store_true", help="do not compile a second time, out of the cache on disk")
+    parser.add_argument("--no-bounds", dest="bounds", action="store_false", help='neither "allowed" nor "stages"')
     parser.add_argument("--profile", action="store_true", help="on a GPU, the kernels that take longest too")
     parser.add_argument(
         "--cache", type=Path, help='keep compiled programs there: the next run\'s "compile s" are then none'

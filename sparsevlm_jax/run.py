@@ -86,7 +86,7 @@ class Run:
         images: EncodedImages = EncodedImages(jnp.asarray(nothing), None)
         if len(batch.pixel_values):
             images, self.encode_ms, compile_ms = _encode(
-                vlm.params,
+                vlm.encoder_params,
                 batch.pixel_values,
                 config=vlm.config,
                 implementation=vlm.implementation,
@@ -105,9 +105,9 @@ class Run:
         inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), images.features, images.context)
         counts_vary = any(plan.table is None for plan in self.plans)
         if self.sparsity and self.sparsity.adaptive == "bucketed" and counts_vary and not trace:
-            result, self.prefill_ms, compile_ms, self.ran = prefill_bucketed(vlm.params, inputs, **static)
+            result, self.prefill_ms, compile_ms, self.ran = prefill_bucketed(vlm.decoder_params, inputs, **static)
         else:
-            result, self.prefill_ms, compile_ms = _prefill(vlm.params, inputs, trace=trace, **static)
+            result, self.prefill_ms, compile_ms = _prefill(vlm.decoder_params, inputs, trace=trace, **static)
         self.compile_ms += compile_ms
         if any(overflow for row in range(self.rows) for overflow in self._overflow(row, result)):
             warnings.warn("a budget wanted more tokens than its capacity holds; see report.overflow", stacklevel=3)
@@ -119,7 +119,7 @@ class Run:
         choose, choose_ms = _choose.compiled(prefilled.logits, sampling, np.int32(0))
         token = choose(prefilled.logits, sampling, np.int32(0))
         static = dict(config=vlm.config, implementation=vlm.implementation)
-        advance, advance_ms = _step.compiled(vlm.params, prefilled.state, token, **static)
+        advance, advance_ms = _step.compiled(vlm.decoder_params, prefilled.state, token, **static)
         self.compile_ms += choose_ms + advance_ms
         return choose, advance
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int
 from .hf_config import ConfigReader
 from .hf_rope import read_rope
 from .known_fields import LLAMA, MISTRAL, ROPE_SPELLINGS
-from .linear import linear, matmul
+from .linear import apart, linear, matmul
 from .rope import RopeScaling, Rotary, inverse_frequencies, rotary, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -133,7 +133,9 @@ class LlamaAttention(nnx.Module):
         self.o_proj = linear(query_dim, dim, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], table: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
-        q, k, v = (proj(x).reshape(*x.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        xs = apart(x, 3) if x.shape[1] > 1 else [x] * 3  # one row reads two kernels at once without joining them
+        projections = zip((self.q_proj, self.k_proj, self.v_proj), xs, strict=True)
+        q, k, v = (project(own).reshape(*x.shape[:2], -1, self.head_dim) for project, own in projections)
         out, extra = attend(rotate(q, table), rotate(k, table), v)
         return self.o_proj(out.reshape(*x.shape[:2], -1)), extra
 

@@ -279,8 +279,12 @@ def _encode_merged(params: dict, pixel_values: Array, config: LlavaConfig, mergi
     return EncodedImages(spread.at[images, place].set(features, unique_indices=True), ImageContext(size=size))
 
 
+#: The parts of a parameter tree that `language_model` reads; `encode` reads the others.
+DECODER = ("language_model", "lm_head")
+
+
 def language_model(params: dict, config: LlavaConfig) -> CausalLM:
-    return bind(CausalLM, config.text, {k: params[k] for k in ("language_model", "lm_head") if k in params})
+    return bind(CausalLM, config.text, {k: params[k] for k in DECODER if k in params})
 
 
 def embed(
