@@ -8,13 +8,15 @@ Parts, each a process of its own with a limit of its own, so that one that hangs
 
 - *tests*: `pytest -m gpu`
 - *precision*: tokens that bfloat16 and the device's default float32 keep of those that exact float32 keeps
-- *startup*: a first answer in a new process, cold and from the cache on disk
 - *questions*: `gpu_questions.py`
-- *latency*: `latency.py`, the 7B in bfloat16, batch 1 and 16, with the kernels that take longest
-- *peers*: the same at batch 1 with compiled `transformers` and SparseVLM in PyTorch beside it
+- *latency*: `latency.py`, the 7B in bfloat16 at batch 1 and 16: times, memory, compile times cold and cached, the share
+  of bandwidth that decode reaches, and the kernels that take longest
+- *peers*: the same at batch 1 beside `transformers` and SparseVLM in PyTorch, both eager
+- *compiled peers*, *startup*: by name only, for they would make it longer: the same with PyTorch's compiler, and a
+  first answer in a new process
 
 A part's last line of output is its result where that is JSON. Results are written after each part, and a part that runs
-again replaces its own result alone.
+again replaces its own result alone. Where the tree travelled without its history, SPARSEVLM_COMMIT says which it is.
 """
 
 import argparse
@@ -29,13 +31,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 #: Seconds each part may take, then the command: on a GPU, and at the smallest size.
 PARTS = {
-    "tests": (100, ["-m", "pytest", "-q", "-m", "gpu", "tests"], None),
-    "precision": (120, ["precision.py"], ["--questions", "4"]),
+    "tests": (90, ["-m", "pytest", "-q", "-m", "gpu", "tests"], []),
+    "precision": (110, ["precision.py", "--questions", "16"], ["--questions", "4"]),
+    "questions": (95, ["gpu_questions.py"], ["--model", "0.1b", "--layers", "4", "--repeats", "3"]),
+    "latency": (200, ["latency.py", "--no-peers", "--no-bounds", "--budgets", "192", "--profile"], ["--quick"]),
+    "peers": (100, ["latency.py", "--batch", "1", "--eager", "--once", "--no-bounds", "--budgets", "192"], ["--quick"]),
+    "compiled peers": (400, ["latency.py", "--batch", "1", "--once", "--no-bounds", "--budgets", "192"], ["--quick"]),
     "startup": (90, ["startup.py", "--json"], ["--repeats", "1"]),
-    "questions": (180, ["gpu_questions.py"], ["--model", "0.1b", "--layers", "4", "--repeats", "3"]),
-    "latency": (330, ["latency.py", "--no-peers", "--budgets", "192", "64", "--profile"], ["--quick"]),
-    "peers": (280, ["latency.py", "--batch", "1", "--budgets", "192"], ["--quick"]),
 }
+BY_NAME = ("compiled peers", "startup")
 
 
 def run(name: str, *, quick: bool, limit: float | None, extra: list[str]) -> dict:
@@ -43,7 +47,7 @@ def run(name: str, *, quick: bool, limit: float | None, extra: list[str]) -> dic
     own_limit, command, smallest = PARTS[name]
     limit = limit or own_limit
     program = command if command[0] == "-m" else [str(HERE / command[0]), *command[1:]]
-    program = [*program, *(smallest or [] if quick else []), *extra]
+    program = [*program, *(smallest if quick else []), *extra]
     print(f"\n== {name}: python {' '.join(program)}  (at most {limit:.0f} s)", flush=True)
     settings = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if name == "tests":
@@ -70,7 +74,7 @@ def run(name: str, *, quick: bool, limit: float | None, extra: list[str]) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[name for name in PARTS if name not in BY_NAME])
     parser.add_argument("--limit", type=float, help="seconds for each part (default: the part's own)")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder (default: benchmarks/results)")

@@ -23,7 +23,8 @@ class Kernels(NamedTuple):
 def profile(run: Callable[[], Any], *, repeats: int = 3, longest: int = 25) -> Kernels | None:
     """The kernels of `run`, which is called once before; None where the profiler has seen no GPU."""
     jax.block_until_ready(run())
-    spans, launches, times = [], collections.Counter(), collections.Counter()
+    spans, launches = [], collections.Counter()
+    times: collections.defaultdict[str, float] = collections.defaultdict(float)
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
@@ -35,8 +36,16 @@ def profile(run: Callable[[], Any], *, repeats: int = 3, longest: int = 25) -> K
         for name, _, length in events:
             launches[name] += 1
             times[name] += length
-    top = [(name, launches[name] / repeats, ns / repeats / 1e6) for name, ns in times.most_common(longest)]
-    return Kernels(sum(spans) / repeats / 1e6, times.total() / repeats / 1e6, round(launches.total() / repeats), top)
+    top = [
+        (name, launches[name] / repeats, ns / repeats / 1e6)
+        for name, ns in sorted(times.items(), key=lambda item: -item[1])
+    ]
+    return Kernels(
+        sum(spans) / repeats / 1e6,
+        sum(times.values()) / repeats / 1e6,
+        round(launches.total() / repeats),
+        top[:longest],
+    )
 
 
 def _device_events(path: Path) -> list[tuple[str, float, float]]:

@@ -127,6 +127,7 @@ def compiled(function: Callable, *args: Any, times: int, **static: Any) -> Compi
         program = jax.jit(partial(function, **static)).lower(*args).compile()
         seconds[name] = time.perf_counter() - start
     memory = program.memory_analysis()
+    assert memory is not None  # XLA plans it for every program
     return Compiled(program, seconds, (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6)
 
 

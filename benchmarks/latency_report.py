@@ -1,6 +1,7 @@
 """Tables and the figure of `latency.py`, also of several of its runs together.
 
     python benchmarks/latency_report.py latency/results.json other/results.json --out together
+    python benchmarks/latency_report.py benchmarks/results/nvidia-h100-80gb-hbm3.json --part peers
 
 Prints the tables; `--out` takes results.md and results.png.
 """
@@ -82,12 +83,18 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--part", default="latency", help="of a file by gpu_pass.py (default: latency)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    results = [result for path in options.results for result in json.loads(path.read_text())["results"]]
+    results = [result for path in options.results for result in _results(json.loads(path.read_text()), options.part)]
     print("\n\n".join(map(tables, results)))
     if options.out:
         write(results, options.out)
+
+
+def _results(record: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """The results in a file by `latency.py`, or in one part of a file by `gpu_pass.py`."""
+    return (record if "results" in record else record[part]["result"])["results"]
 
 
 def write(results: list[dict[str, Any]], out: Path) -> None:

@@ -3,10 +3,10 @@
     python benchmarks/precision.py                      100 held-out questions to the bundled model, 1/3 of the tokens
     python benchmarks/precision.py --budgets 1/3 1/9 --methods sparsevlm fastv
 
-Held against float32 whose products are exact ("highest", in JAX's terms): bfloat16, and float32 as the device multiplies
-it by default, which on a GPU rounds the factors to TensorFloat-32 and on a CPU is the same. All see the same questions; a
-patch counts where both keep it, stage by stage. Answers are greedy, and also counted dense: where those differ, it is not
-the pruning. The last line is one JSON.
+Held against float32 whose products are exact ("highest", in JAX's terms): bfloat16, and float32 as the device
+multiplies it by default, which on a GPU rounds the factors to TensorFloat-32 and on a CPU is the same. All see the same
+questions; a patch counts where both keep it, stage by stage. Answers are greedy, and also counted dense: where those
+differ, it is not the pruning. The last line is one JSON.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Precision(NamedTuple):
             return [sv.generate(self.vlm, *one, sparsity=sparsity).text for one in asked]
 
     def kept_patches(self, asked: list, sparsity: SparsityConfig) -> list[list[set[int]]]:
-        """Of each question, patches that stay as they are after each stage (merged tokens are none of the picture's)."""
+        """Of each question, the patches that stay as they are after each stage; merged tokens are none."""
         with self._products():
             traces = [sv.trace_prefill(self.vlm, *one, sparsity=sparsity).stages for one in asked]
         return [[set(stage.origin[stage.kept].tolist()) - {-1} for stage in stages] for stages in traces]
@@ -62,7 +62,7 @@ def main() -> None:
         for scene, question in zip(exam.scenes, exam.questions, strict=True)
     ]
     results: dict[str, dict] = {name: {} for name in others}
-    settings = [("dense", None)]
+    settings: list[tuple[str, SparsityConfig | None]] = [("dense", None)]
     for method in options.methods:
         for budget in options.budgets:
             sparsity = methods.create(method, budget)

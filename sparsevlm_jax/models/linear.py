@@ -80,8 +80,8 @@ def _product_on_cpu(
 def apart(x: Float[Array, "*n"], count: int) -> list[Float[Array, "*n"]]:
     """`x`, `count` times, each of which XLA takes for another array.
 
-    On a GPU, XLA runs two products of one `x` as a single one over both kernels, which many rows make it join first, anew
-    in every call: 64 MB in each layer of a 7B, a tenth of its prefill. On a CPU it does not.
+    On a GPU, XLA runs two products of one `x` as a single one over both kernels, which it joins first where there are
+    many rows, anew in every call: 64 MB in each layer of a 7B, a tenth of its prefill. On a CPU it does not.
     """
     barrier = partial(jax.lax.platform_dependent, cpu=lambda x: x, default=jax.lax.optimization_barrier)
     return list(itertools.accumulate([x] * count, lambda previous, _: barrier(previous)))

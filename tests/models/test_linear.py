@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.models.linear import matmul
+from sparsevlm_jax.models.linear import apart, matmul
 
 
 def arguments(*leading: int, dtype: str):
@@ -61,6 +61,18 @@ def test_what_a_cpu_multiplies_and_what_a_gpu(dtype, rows, factors):
     assert factors in on_cpu
     kind = {"bfloat16": "bf16", "float32": "f32"}[dtype]
     assert f"(tensor<{rows}x96x{kind}>, tensor<40x96x{kind}>) -> tensor<{rows}x40x{kind}>" in on_gpu
+
+
+def test_products_of_one_x_stay_apart_on_a_gpu():
+    def three(x, kernels):
+        return [matmul(own, kernel) for own, kernel in zip(apart(x, 3), kernels, strict=True)]
+
+    x, kernel = arguments(640, dtype="float32")
+    program = jax.jit(three).trace(x, [kernel, kernel * 2, kernel * 3])
+    on_cpu, on_gpu = (program.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "cuda"))
+    assert on_gpu.count("optimization_barrier") == 2
+    assert "optimization_barrier" not in on_cpu
+    np.testing.assert_array_equal(three(x, [kernel] * 3)[2], matmul(x, kernel))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 200])
