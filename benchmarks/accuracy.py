@@ -1,18 +1,24 @@
 """Accuracy against budget: the bundled model, held-out questions, every method.
 
     python benchmarks/accuracy.py                    all methods at 1/3, 2/9, 1/6 and 1/9 of the image tokens
+    python benchmarks/accuracy.py --shares 1/3 --methods fastv dart
     python benchmarks/accuracy.py --ablations 1/3    what each part of SparseVLM is worth
     python benchmarks/accuracy.py --quick            100 questions, few cells, to see that it works
 
 Budgets are in the paper's count, the mean over layers of the tokens left after a layer; the mean entering a layer
 stands beside it. An answer is right if it is the true one, letter by letter. "of dense" is a method's accuracy over
 that of the model with all tokens on the same questions, with a 95 % interval from 2,000 paired bootstrap samples of
-*pictures* (questions about one picture are not independent). Writes results.json (every answer), results.md and
-results.png into --out; ends with one line of JSON.
+*pictures* (questions about one picture are not independent). Every method runs as its authors number positions and
+the other way too: "keep" is the places that the tokens had, "repack" numbers what is left anew.
+
+Writes results.json (every answer), results.md and results.png into --out after every cell, and ends with one line of
+JSON. Cells that --out holds already, of the same configuration and questions, are not run again, whatever the commit,
+which stands beside each: a run that was cut short goes on where it stopped, and one with more methods adds to it.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import subprocess
 import time
@@ -43,12 +49,22 @@ class Cell(NamedTuple):
     sparsity: SparsityConfig | None
     questions: int
 
+    @property
+    def positions(self) -> str:
+        return self.sparsity.positions if self.sparsity else ""
+
+    @property
+    def key(self) -> str:
+        """What it is called in results.json."""
+        return f"{self.method} {self.share} {self.positions}".strip()
+
 
 class Result(NamedTuple):
     """What a cell reached; `low` and `high` bound `of_dense`."""
 
     method: str
     share: str
+    positions: str
     questions: int
     accuracy: float
     of_dense: float
@@ -59,16 +75,16 @@ class Result(NamedTuple):
     seconds: float
 
 
-def cells(examiner: Examiner, names: list[str], questions: int, others: int, keep_positions: bool) -> list[Cell]:
-    """Every method at every share it can reach with this model (1/18 too before the language model)."""
+def cells(
+    examiner: Examiner, names: list[str], shares: list[str], questions: int, others: int, every_position: bool
+) -> list[Cell]:
+    """Every method at every share that it can reach with this model."""
     found, total = [Cell("dense", "1", None, questions)], examiner.vlm.config.tokens_per_image
     for name in names:
-        for share in (*SHARES, "1/18"):
+        for share in shares:
             sparsity = methods.create(name, share)
-            if sparsity is None or (share == "1/18" and sparsity.pruning_layers(_depth(examiner))[0] >= 0):
+            if sparsity is None:
                 continue
-            if keep_positions:
-                sparsity = dataclasses.replace(sparsity, positions="keep")
             try:
                 sparsity.plan(_depth(examiner), _bucket(total))
                 if sparsity.merging:
@@ -77,7 +93,11 @@ def cells(examiner: Examiner, names: list[str], questions: int, others: int, kee
             except ValueError as error:  # a budget below the method's floor
                 print(f"left out: {name} at {share}: {error}")
                 continue
-            found.append(Cell(name, share, sparsity, questions if name in HEADLINE else others))
+            count = questions if name in HEADLINE else others
+            found.append(Cell(name, share, sparsity, count))
+            if every_position:
+                other = "repack" if sparsity.positions == "keep" else "keep"
+                found.append(Cell(name, share, dataclasses.replace(sparsity, positions=other), count))
     return found
 
 
@@ -118,17 +138,27 @@ def _rank(examiner: Examiner, base: SparsityConfig, amount: Tokens, measure: Any
     return dataclasses.replace(base, budget=RankScale(low, measure=measure))
 
 
-def run(examiner: Examiner, cell: Cell, dense: np.ndarray) -> tuple[Result, list[str]]:
+def answered(examiner: Examiner, cell: Cell) -> dict[str, Any]:
+    """What results.json keeps of a cell."""
     start = time.perf_counter()
     answers, cost = examiner.ask(cell.sparsity, cell.questions)
-    seconds = time.perf_counter() - start
-    right = examiner.right(answers)
+    seconds = round(time.perf_counter() - start, 1)
+    return dict(**_identity(cell), commit=commit(), cost=dataclasses.asdict(cost), seconds=seconds, answers=answers)
+
+
+def _identity(cell: Cell) -> dict[str, Any]:
+    """What must be equal for its answers to be a cell's."""
+    return dict(config=repr(cell.sparsity), questions=cell.questions)
+
+
+def result_of(examiner: Examiner, cell: Cell, entry: dict[str, Any], dense: np.ndarray) -> Result:
+    right = examiner.right(entry["answers"])
     scenes = np.array(examiner.exam.scenes[: len(right)])
     kept, low, high = of_dense(right, dense[: len(right)] if dense.size else right, scenes)
     kinds = np.array([question.kind for question in examiner.exam.questions[: len(right)]])
     by_kind = {kind: float(right[kinds == kind].mean()) for kind in sorted(set(kinds))}
-    result = Result(cell.method, cell.share, len(right), right.mean(), kept, low, high, by_kind, cost, seconds)
-    return result, answers
+    own = (cell.method, cell.share, cell.positions, len(right), float(right.mean()), kept, low, high)
+    return Result(*own, by_kind, Cost(**entry["cost"]), entry["seconds"])
 
 
 def of_dense(right: np.ndarray, dense: np.ndarray, scenes: np.ndarray) -> tuple[float, float, float]:
@@ -142,24 +172,33 @@ def of_dense(right: np.ndarray, dense: np.ndarray, scenes: np.ndarray) -> tuple[
 
 
 def table(results: list[Result]) -> str:
-    head = ["method", "budget", "tokens after / entering a layer", "questions", "accuracy", "of dense", "95 % interval"]
+    head = [
+        "method",
+        "budget",
+        "positions",
+        "tokens after / entering a layer",
+        "questions",
+        "accuracy",
+        "of dense",
+        "95 % interval",
+    ]
     lines = ["| " + " | ".join([*head, "MACs of dense", "KV of dense"]) + " |", "|---" * (len(head) + 2) + "|"]
     for r in results:
         tokens = f"{r.cost.mean_after_layers:.1f} / {r.cost.mean_entering_layers:.1f}"
         macs, kv = r.cost.paper_macs / r.cost.paper_macs_dense, r.cost.kv_bytes / r.cost.kv_bytes_dense
         lines.append(
-            f"| {r.method} | {r.share} | {tokens} | {r.questions:,} | {r.accuracy:.1%} | {r.of_dense:.1%} "
-            f"| {r.low:.1%} to {r.high:.1%} | {macs:.0%} | {kv:.0%} |"
+            f"| {r.method} | {r.share} | {r.positions} | {tokens} | {r.questions:,} | {r.accuracy:.1%} "
+            f"| {r.of_dense:.1%} | {r.low:.1%} to {r.high:.1%} | {macs:.0%} | {kv:.0%} |"
         )
     return "\n".join(lines)
 
 
 def kinds_table(results: list[Result]) -> str:
     kinds = list(results[0].by_kind)
-    lines = ["| method | budget | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 2) + "|"]
+    lines = ["| method | budget | positions | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 3) + "|"]
     for r in results:
         scores = (f"{r.by_kind[kind]:.1%}" if kind in r.by_kind else "" for kind in kinds)
-        lines.append(f"| {r.method} | {r.share} | " + " | ".join(scores) + " |")
+        lines.append(f"| {r.method} | {r.share} | {r.positions} | " + " | ".join(scores) + " |")
     return "\n".join(lines)
 
 
@@ -186,18 +225,41 @@ def plot(results: list[Result], path: Path) -> None:
     figure.savefig(path, bbox_inches="tight")
 
 
-def write(
-    folder: Path, examiner: Examiner, results: list[Result], answers: dict[str, list[str]]
-) -> tuple[str, dict[str, Any]]:
+def opened(path: Path, examiner: Examiner, model: str) -> dict[str, Any]:
+    """The record in `path`, or a new one.
+
+    Raises:
+        SystemExit: there is one of another model or of other questions.
+    """
+    truth = [[*question] for question in examiner.exam.questions]
+    new = dict(model=model, split=examiner.exam.split, jax=jax.__version__, questions=truth, cells={})
+    if not path.exists():
+        return new
+    record = json.loads(path.read_text())
+    common = min(len(record["questions"]), len(truth))
+    same = record["questions"][:common] == truth[:common]
+    if not same or any(record[name] != new[name] for name in ("model", "split", "jax")):
+        raise SystemExit(f"{path} is of another model, JAX or exam: name another folder with --out")
+    return record | dict(questions=max(record["questions"], truth, key=len))
+
+
+def write(folder: Path, record: dict[str, Any], results: list[Result]) -> str:
     """Tables and raw answers of the cells so far."""
     text = f"{table(results)}\n\n{kinds_table(results)}\n"
-    truth = [[*question] for question in examiner.exam.questions]
-    record = dict(commit=commit(), jax=jax.__version__, split=examiner.exam.split, questions=truth, answers=answers)
     (folder / "results.md").write_text(text)
-    (folder / "results.json").write_text(json.dumps(record) + "\n")
-    return text, record
+    new = folder / "results.json.new"  # a run may be cut short at any time
+    new.write_text(json.dumps(record) + "\n")
+    new.replace(folder / "results.json")
+    return text
 
 
+def _as_published(cell: Cell) -> bool:
+    """Whether it numbers positions as its method does by itself."""
+    method = methods.create(cell.method, cell.share)
+    return method is None or method.positions == cell.positions
+
+
+@functools.cache
 def commit() -> str:
     """The commit measured, "+" where the tree differs from it."""
 
@@ -221,9 +283,12 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--methods", nargs="*", default=sorted(set(methods.METHODS) - {"dense"}))
     parser.add_argument("--questions", type=int, default=4000, help="of the headline methods (default: %(default)s)")
-    parser.add_argument("--others", type=int, default=300, help="of the other methods (default: %(default)s)")
+    parser.add_argument("--shares", nargs="+", default=[*SHARES, "1/18"], help="of image tokens (default: %(default)s)")
+    parser.add_argument("--others", type=int, default=1000, help="of the other methods (default: %(default)s)")
     parser.add_argument("--ablations", nargs="*", metavar="SHARE", help="of SparseVLM, at these budgets (1/3)")
-    parser.add_argument("--keep-positions", action="store_true", help="of the kept tokens, whatever the method does")
+    parser.add_argument(
+        "--own-positions", dest="every_position", action="store_false", help="number positions as the method does only"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("accuracy"))
     args = parser.parse_args()
@@ -235,22 +300,26 @@ def main() -> None:
     todo = (
         ablations(examiner, args.others, args.ablations or ["1/3"])
         if args.ablations is not None
-        else cells(examiner, args.methods, args.questions, args.others, args.keep_positions)
+        else cells(examiner, args.methods, args.shares, args.questions, args.others, args.every_position)
     )
     todo = todo[:3] if args.quick else todo
-    results, answers, dense, text, record = [], {}, np.zeros(0), "", {}
+    record = opened(args.out / "results.json", examiner, str(args.model))
+    results, dense, text = [], np.zeros(0), ""
     for cell in todo:
-        result, told = run(examiner, cell, dense)
-        dense = examiner.right(told) if cell.method == "dense" else dense
-        results.append(result)
-        answers[f"{cell.method} {cell.share}"] = told
-        print(f"{cell.method:24s} {cell.share:5s} {result.accuracy:6.1%} in {result.seconds:.0f} s", flush=True)
-        text, record = write(args.out, examiner, results, answers)  # after every cell: a run may be cut short
+        entry = record["cells"].get(cell.key)
+        if entry is None or any(entry[name] != value for name, value in _identity(cell).items()):
+            entry = record["cells"][cell.key] = answered(examiner, cell)
+            print(f"{cell.key:32s} in {entry['seconds']:.0f} s", flush=True)
+        elif entry["commit"] != commit():
+            print(f"{cell.key:32s} of commit {entry['commit']}", flush=True)
+        dense = examiner.right(entry["answers"]) if cell.method == "dense" else dense
+        results.append(result_of(examiner, cell, entry, dense))
+        text = write(args.out, record, results)
     if args.ablations is None:
-        plot(results, args.out / "results.png")
+        plot([r for r, cell in zip(results, todo, strict=True) if _as_published(cell)], args.out / "results.png")
     print("\n" + text)
     summary = [r._replace(cost=dataclasses.asdict(r.cost))._asdict() for r in results]
-    print(json.dumps(dict(commit=record["commit"], split=args.split, results=summary)))
+    print(json.dumps(dict(commit=commit(), split=args.split, results=summary)))
 
 
 if __name__ == "__main__":

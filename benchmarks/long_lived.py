@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 WORDS = "how many people are in the picture and where do they stand what is on the blue sign".split()
-BUDGETS = ("1/2", "1/3", "1/4", 12, 6)
+BUDGETS = ("1/2", "1/3", "1/4", 12, 10)
 
 
 def tiny_model() -> Any:
