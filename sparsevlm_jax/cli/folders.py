@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from .. import progress
@@ -58,21 +58,20 @@ def _add_target(parser: Parser) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     with progress.step("starting"):
         from ..sources import convert_checkpoint
-    with progress.step("converting"):
-        convert_checkpoint(
-            args.source, args.target, dtype=args.dtype, vision_tower=args.vision_tower, overwrite=args.overwrite
-        )
+    _write(args, "converting", convert_checkpoint)
     print(f"converted: {args.target}")
 
 
 def run_export(args: argparse.Namespace) -> None:
     with progress.step("starting"):
         from ..sources import export_checkpoint
-    with progress.step("exporting"):
-        export_checkpoint(
-            args.source, args.target, dtype=args.dtype, vision_tower=args.vision_tower, overwrite=args.overwrite
-        )
+    _write(args, "exporting", export_checkpoint)
     print(f"exported: {args.target}")
+
+
+def _write(args: argparse.Namespace, doing: str, write: Callable[..., object]) -> None:
+    with progress.step(doing):
+        write(args.source, args.target, dtype=args.dtype, vision_tower=args.vision_tower, overwrite=args.overwrite)
 
 
 def add_info(commands: Commands) -> None:

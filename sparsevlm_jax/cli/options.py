@@ -11,7 +11,7 @@ from .ending import one_line
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 STDIN = "-"
-_MAX_PROMPT, _MAX_PICTURE = 1 << 20, 1 << 28  # bytes
+_MAX_PROMPT = 1 << 20  # bytes
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,7 +80,9 @@ def text_from(argument: str, name: str) -> str:
 
 def picture_from(argument: str) -> str | bytes:
     """A picture's path, or with `-` the bytes of the picture on stdin."""
-    return read_stdin(_MAX_PICTURE, "the picture") if argument == STDIN else argument
+    from ..processing import MAX_BYTES
+
+    return read_stdin(MAX_BYTES, "the picture") if argument == STDIN else argument
 
 
 def read_stdin(limit: int, name: str) -> bytes:

@@ -7,6 +7,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from sparsevlm_jax.convert import export
+from tests import tiny
+from tests.convert import test_load
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -17,6 +19,17 @@ def test_what_was_converted_is_exported_again(run, tiny_checkpoint, tmp_path, mo
     assert run("export", "own/", "hf", "--dtype", "bfloat16") == (0, "exported: hf\n", "")
     code, out, err = run("info", "hf")
     assert (code, err) == (0, "") and "hf: huggingface checkpoint, names of layout A" in out and "bfloat16" in out
+
+
+def test_info_wants_the_tower_of_a_checkpoint_without_one(run, tmp_path):
+    model, original = tiny.tiny_llava(), test_load.TestOriginalLayout()
+    original.save(tmp_path / "llava", model, drop="model.vision_tower.", config={"mm_vision_tower": "someone/else"})
+    original.save_clip(tmp_path / "clip", model, whole=True)
+    code, out, err = run("info", tmp_path / "llava")
+    assert (code, out) == (2, "") and "names the vision tower 'someone/else' but does not describe it" in err
+    code, out, err = run("info", tmp_path / "llava", "--vision-tower", tmp_path / "clip")
+    assert (code, err) == (0, "") and "original checkpoint" in out
+    assert f"vision tower    {model.config.vision_config.num_hidden_layers} layers" in out
 
 
 @pytest.mark.parametrize("command", ["convert", "export"])
