@@ -1,5 +1,7 @@
 """Compiled programs: kept by shape, bounded, the least recently used given back to the system."""
 
+import ctypes
+import os
 import threading
 from pathlib import Path
 
@@ -25,6 +27,10 @@ def square(size: int) -> np.ndarray:
 
 def memory_maps() -> int:
     return len(Path("/proc/self/maps").read_text().splitlines())
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def bounded(limit: int) -> tuple[Programs, Program]:
@@ -73,6 +79,24 @@ def test_what_is_evicted_gives_its_memory_maps_back():
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+def test_free_memory_goes_back_to_the_system_where_a_program_went_and_only_there(monkeypatch):
+    returned = []
+    monkeypatch.setattr(programs, "return_free_memory", lambda: returned.append(True))
+    _, program = bounded(2)
+    for count, size in enumerate((3, 4, 5, 3)):
+        program(square(size), rounds=1)
+        assert len(returned) == max(0, count - 1)
+
+
+def test_memory_that_was_freed_is_returned():
+    """Small blocks between small ones that stay: glibc keeps them until it is asked."""
+    blocks = [ctypes.create_string_buffer(4000) for _ in range(30_000)]
+    del blocks[:-1]
+    before = resident_mb()
+    programs.return_free_memory()
+    assert before - resident_mb() > 60
+
+
 def test_clearing_gives_all_maps_back():
     kept, program = bounded(4)
     program(square(2), rounds=1)
