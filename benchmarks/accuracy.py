@@ -33,7 +33,7 @@ from held_out import Cost, Exam, Examiner
 import sparsevlm_jax as sv
 from sparsevlm_jax import methods
 from sparsevlm_jax.demo import CHECKPOINT
-from sparsevlm_jax.sparsify import Bucket, RankScale, RaterScore, Recycle, SparsityConfig, Tokens
+from sparsevlm_jax.sparsify import Bucket, RankScale, RaterScore, Recycle, SparsityConfig, Tokens, TowerReduction
 
 SHARES = ("1/3", "2/9", "1/6", "1/9")
 HEADLINE = ("dense", "sparsevlm", "sparsevlm-simple", "sparsevlm-early", "random", "uniform")
@@ -87,7 +87,7 @@ def cells(
                 continue
             try:
                 sparsity.plan(_depth(examiner), _bucket(total))
-                if sparsity.merging:
+                if sparsity.merging and not isinstance(sparsity.merging, TowerReduction):
                     tower = examiner.vlm.config
                     sparsity.merging.schedule(tower.vision.num_patches + 1, tower.tower_layers, total)
             except ValueError as error:  # a budget below the method's floor

@@ -15,7 +15,7 @@ from . import comparison
 from .models.clip import ClipVisionConfig
 from .models.llama import LlamaConfig
 from .models.llava import LlavaConfig
-from .sparsify import TowerMerging
+from .sparsify import TowerMerging, TowerReduction
 
 
 @dataclass(frozen=True)
@@ -129,18 +129,22 @@ def layer_flops(n: int, config: LlamaConfig, *, feed_forward: int) -> int:
     return 2 * (n * d * (2 * query + 2 * key) + 2 * n * n * query + 3 * feed_forward * d * m)
 
 
-def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | None = None) -> int:
+def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | TowerReduction | None = None) -> int:
     """Exact matmul FLOPs of the layers of the tower that run, and of the projector; with `merging`, over the tokens
     that are left, the matching included."""
     vision, width = config.vision, config.text.hidden_size
     n, visual = vision.num_patches + 1, config.tokens_per_image
-    counts = merging.schedule(n, config.tower_layers, visual) if merging else (n,) * config.tower_layers
+    counts = (n,) * config.tower_layers
+    if merging and not isinstance(merging, TowerReduction):
+        counts = merging.schedule(n, config.tower_layers, visual)
     tower = vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
     for leaving in counts:
         tower += _vision_layer(vision, n, leaving)
         n = leaving
-    merged_away = vision.num_patches + 1 - n
-    projector = (visual - merged_away) * (config.feature_size * width + width * width)
+    projected = visual - (vision.num_patches + 1 - n)
+    if isinstance(merging, TowerReduction):
+        projected = merging.count(visual)
+    projector = projected * (config.feature_size * width + width * width)
     return 2 * images * (tower + projector)
 
 
@@ -200,7 +204,7 @@ def report(
     stages: Sequence[StageCost],
     itemsize: int,
     timing: Timing,
-    merging: TowerMerging | None = None,
+    merging: TowerMerging | TowerReduction | None = None,
     feed_forward: Mapping[int, int] | None = None,
 ) -> Report:
     """Everything `Report` says of one row, from the visual tokens `leaving` the pruning `layers`. `feed_forward` is as

@@ -25,6 +25,7 @@ from .models.cache import KVCache, with_room
 from .models.llama import CausalLM
 from .models.llava import LlavaConfig
 from .sparsify import (
+    Ahead,
     Attention,
     Bucket,
     Decision,
@@ -218,8 +219,7 @@ def run_layers(
         hidden = hidden if index == layers[-1] else layer.feed_forward(hidden)
         keys.append(k)
         values.append(v)
-    rope = lm.config.rope_theta, lm.config.scaled_frequencies()
-    attention = Attention(q, keys[-1], rope[0], bias, rope[1]) if q is not None else None
+    attention = scored_by(lm, q, keys[-1], stream) if q is not None else None
     return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
 
 
@@ -250,12 +250,32 @@ def finish_and_decide(
     """
     if whole or sparsity.reads_hidden or not plan.skips:
         stream = feed_forward(lm, half, layers)
-        return stream, decide(stream, attention, visual_total, plan, sparsity, images)
+        return stream, decide(stream, attention, visual_total, plan, sparsity, images, ahead_of(lm, stream, plan.layer))
     decision = decide(half, attention, visual_total, plan, sparsity, images)
     is_needed = needed(half, decision, plan)
     slots, _ = slots_of(is_needed, plan.needed)
     few = half._replace(hidden=jnp.take_along_axis(half.hidden, slots[..., None], axis=1))
     return half._replace(hidden=to_slots(feed_forward(lm, few, layers).hidden, is_needed)), decision
+
+
+def ahead_of(lm: CausalLM, stream: TokenStream, layer: int) -> Ahead:
+    """What comes after a stage behind `layer`, for scorers that ask. XLA drops what a scorer does not use of it."""
+    norm = lm.language_model.norm
+    if layer + 1 == lm.config.num_hidden_layers:
+        return Ahead(None, norm)
+    following = lm.language_model.layers[layer + 1]
+
+    def attention(hidden, position_ids):
+        _, (q, k) = following.attend(hidden, lm.rotary(position_ids), lambda q, k, v: (q, (q, k)))
+        return scored_by(lm, q, k, stream)
+
+    return Ahead(attention, norm)
+
+
+def scored_by(lm: CausalLM, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], stream: TokenStream) -> Attention:
+    """A layer's queries and keys with what else scorers want of it; it runs on `stream`."""
+    bias = None if stream.size is None else jnp.log(stream.size)
+    return Attention(q, k, lm.config.rope_theta, bias, lm.config.scaled_frequencies())
 
 
 def last_token(stream: TokenStream) -> TokenStream:

@@ -168,7 +168,10 @@ def test_a_budget_that_is_no_number_or_share_is_refused(tokens):
             lambda: SparsityConfig(budget=Tokens(8), recycle=cast(Any, 3)),
             "recycle must be a Rest (with candidate_count",
         ),
-        (lambda: SparsityConfig(budget=Tokens(8), merging=cast(Any, 3)), "merging must be a TowerMerging (with "),
+        (
+            lambda: SparsityConfig(budget=Tokens(8), merging=cast(Any, 3)),
+            "merging must be a TowerMerging (with schedule, merge) or a TowerReduction (with count, reduce)",
+        ),
         (lambda: Tokens(8, curve=cast(Any, 3)), "curve must be a Curve (with shares, exact)"),
     ],
     ids=["budget", "score", "select", "recycle", "merging", "curve"],

@@ -351,7 +351,8 @@ def test_methods_that_say_so_decide_without_hidden_states(name):
 
 
 def test_published_methods_say_so():
-    assert {"sparsevlm", "sparsevlm-plus", "fastv", "pyramiddrop"} <= set(ATTENTIVE)
+    assert {"sparsevlm", "sparsevlm-plus", "fastv"} <= set(ATTENTIVE)
+    assert not {"pyramiddrop", "dart"} & set(ATTENTIVE)
 
 
 @pytest.mark.gpu

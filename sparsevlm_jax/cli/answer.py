@@ -84,8 +84,7 @@ def _add_pruning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tokens",
         metavar="N",
-        default="1/3",
-        help="image tokens to keep: 192, 1/3, 0.25 or 25%% (default: %(default)s)",
+        help="image tokens to keep: 192, 1/3, 0.25 or 25%% (default: 1/3)",
     )
     group.add_argument("--compare", metavar="NAME", help="answer with this method too (dense: no pruning)")
 
@@ -153,8 +152,10 @@ def prepare(args: argparse.Namespace) -> "tuple[Request, VLM]":
         from .. import vlm as sv
         from ..arguments import checked
     chosen = methods.parse_options(args.method, args.method_option)
-    sparsity = methods.create(args.method, args.tokens, **chosen)
-    compared = methods.create(args.compare, args.tokens) if args.compare else None
+    tokens = "1/3" if args.tokens is None else args.tokens
+    told_otherwise = args.tokens is None and methods.says_budget(chosen)
+    sparsity = methods.create(args.method, None if told_otherwise else tokens, **chosen)
+    compared = methods.create(args.compare, tokens) if args.compare else None
     if args.trace and sparsity is None:
         raise ValueError("a dense run prunes nothing, there is no trace to save")
     given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}

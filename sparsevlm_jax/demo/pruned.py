@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.llava import LlavaConfig, encode_images, language_model
-from ..prefill import PrefillInputs, feed_forward, run_layers, segments, start
+from ..prefill import PrefillInputs, ahead_of, feed_forward, run_layers, segments, start
 from ..sparsify import Bucket, SparsityConfig, TokenStream, apply, decide
 from . import tokenizer
 from .language import Batch
@@ -43,7 +43,9 @@ def logits(params: dict, data: Batch, whole: LlavaConfig, sparsity: SparsityConf
         stream = feed_forward(lm, half, layers)
         if plan is not None:
             total = jnp.full(len(own), visual)
-            stream, _ = apply(stream, decide(stream, outputs.attention, total, plan, sparsity), plan, sparsity)
+            ahead = ahead_of(lm, stream, plan.layer)
+            decision = decide(stream, outputs.attention, total, plan, sparsity, ahead=ahead)
+            stream, _ = apply(stream, decision, plan, sparsity)
     return lm.logits(_tail(stream, used)).reshape(*data.segments.ids.shape, -1)
 
 

@@ -10,9 +10,18 @@ Every module of this package is imported here and may register methods, so a new
 import importlib
 import pkgutil
 
-from .registry import METHODS, Amount, create, method, options, parse_options, summary
+from .registry import METHODS, TokenBudget, create, method, options, parse_options, says_budget, summary
 
-__all__ = ["METHODS", "Amount", "create", "method", "options", "parse_options", "summary"]
+__all__ = [
+    "METHODS",
+    "TokenBudget",
+    "create",
+    "method",
+    "options",
+    "parse_options",
+    "says_budget",
+    "summary",
+]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

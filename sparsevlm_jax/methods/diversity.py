@@ -14,11 +14,10 @@ from ..sparsify import (
     Scores,
     SparsityConfig,
     StageInputs,
-    Tokens,
     cosine_similarity,
-    parse_amount,
+    parse_budget,
 )
-from .registry import Amount, method
+from .registry import TokenBudget, method
 
 _EPSILON = 1e-6
 
@@ -55,7 +54,7 @@ class QuestionSimilarity:
 
 
 @method
-def divprune(tokens: Amount = 192) -> SparsityConfig:
+def divprune(tokens: TokenBudget = 192) -> SparsityConfig:
     """DivPrune (arXiv 2503.02175): before the language model, the tokens farthest from each other.
 
     Greedy max-min diversity of the projected visual embeddings; the question plays no part.
@@ -64,7 +63,7 @@ def divprune(tokens: Amount = 192) -> SparsityConfig:
 
 
 @method
-def cdpruner(tokens: Amount = 192) -> SparsityConfig:
+def cdpruner(tokens: TokenBudget = 192) -> SparsityConfig:
     """CDPruner (arXiv 2506.10967): before the language model, different tokens close to the question.
 
     Greedy MAP of the determinantal point process with kernel r_i cos_ij r_j, r the relevance scaled to (0, 1]. The
@@ -75,8 +74,8 @@ def cdpruner(tokens: Amount = 192) -> SparsityConfig:
     return _before(tokens, QuestionSimilarity(), Determinantal(), "cdpruner")
 
 
-def _before(tokens: Amount, score, select, name: str) -> SparsityConfig:
-    budget = Tokens(parse_amount(tokens), Geometric())
+def _before(tokens: TokenBudget, score, select, name: str) -> SparsityConfig:
+    budget = parse_budget(tokens, Geometric())
     return SparsityConfig(
         budget=budget, layers=(-1,), raters="all", score=score, select=select, recycle=None, name=name
     )

@@ -1,7 +1,7 @@
 """LLaVA-PruMerge+ (arXiv 2403.15388): outliers of the class token's attention and an even sample of the image, each
-kept token enriched by the dropped ones most like it.
+kept token with those most like it added, and one token for all that is dropped.
 
-B batch · V visual tokens · N heads · H head dim · D model dim
+I images · V patches · K kept · D width
 """
 
 from dataclasses import dataclass
@@ -9,117 +9,97 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from ..checks import settle, whole
-from ..sparsify import (
-    Geometric,
-    Recycled,
-    Scores,
-    SparsityConfig,
-    StageInputs,
-    Tokens,
-    cosine_similarity,
-    parse_amount,
-    spread_rank,
-)
-from .registry import Amount, method
-from .visionzip import tower_of
+from ..checks import instance, settle, whole
+from ..sparsify import MergedTokens, PerImage, SparsityConfig, TowerOutput, cosine_similarity
+from .registry import TokenBudget, method
+from .tower import in_the_tower
 
 
 @dataclass(frozen=True)
-class OutliersThenGrid:
-    """First the outliers of each image, those with attention above Q3 + 1.5 (Q3 - Q1), by attention; then the others in
-    an order that covers the image evenly. Tokens are compared by their keys and weigh their attention."""
+class OutliersAndGrid:
+    """Outliers of class attention, by attention; then a grid, every n-th patch; then one token of the others' sum.
 
-    needs_attention = False
-    needs_images = True
+    Attention is one softmax over all tokens of the tower, on keys of the full width, in the layer after the one that
+    the features come from (in that one, if it is the last). Each kept token is itself plus the `neighbours` tokens with
+    the most similar keys, each times its attention.
+    """
 
-    def macs(self, text, visual, dim):
-        return 0
-
-    def __call__(self, inputs: StageInputs) -> Scores:
-        tower = tower_of(inputs)
-        assert tower.cls_attention is not None and tower.keys is not None
-        attention, step = tower.cls_attention, inputs.visual_step
-        images = attention.reshape(attention.shape[0], -1, step)
-        low, high = jnp.quantile(images, jnp.array([0.25, 0.75]), axis=2)
-        is_outlier = (images > (high + 1.5 * (high - low))[..., None]).reshape(attention.shape)
-        rank = spread_rank(step)[np.arange(attention.shape[1]) % step]
-        values = jnp.where(is_outlier, 1 + attention, -rank / step)
-        keys = tower.keys.reshape(*attention.shape, -1)
-        return Scores(values, features=keys, weights=attention)
-
-
-@dataclass(frozen=True)
-class MergeIntoKept:
-    """Each kept token becomes the weighted mean of itself and the `neighbours` dropped ones with the most similar
-    features. No token is added."""
-
+    budget: PerImage
     neighbours: int = 32
 
     def __post_init__(self):
-        settle(self, neighbours=whole(1))
+        settle(self, budget=instance(PerImage, "a PerImage"), neighbours=whole(1))
 
-    def candidate_count(self, dropped):
-        return dropped
+    def count(self, visual: int) -> int:
+        return self.budget.of(visual)
 
-    def merged_count(self, dropped, kept):
-        return 0 * dropped
+    def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
+        exact = dict(preferred_element_type=jnp.float32, precision=_HIGHEST)
+        logits = jnp.einsum("ID,ITD->IT", tower.cls_query, tower.full_keys, **exact)
+        attention = jax.nn.softmax(logits * tower.cls_query.shape[-1] ** -0.5, axis=-1)[:, 1:]
+        hidden = tower.hidden[:, 1:].astype(jnp.float32)
+        kept = jax.vmap(lambda row: outliers_and_grid(row, count - 1))(attention)
 
-    def __call__(
-        self,
-        hidden,
-        selection,
-        visual_count,
-        *,
-        candidate_capacity,
-        merged_capacity,
-        noise=None,
-        scores=None,
-        size=None,
-    ) -> Recycled:
-        del candidate_capacity, noise, size
-        batch, visual, dim = hidden.shape
-        features = hidden if scores is None or scores.features is None else scores.features
-        weights = jnp.ones((batch, visual)) if scores is None or scores.weights is None else scores.weights
-        is_dropped = (jnp.arange(visual) < visual_count[:, None]) & ~selection.is_kept
-
-        similarity = jnp.where(is_dropped[:, None], cosine_similarity(features, features), -jnp.inf)
-        nearest, index = jax.lax.top_k(similarity, min(self.neighbours, visual))
-        rows, own = jnp.arange(batch)[:, None, None], jnp.arange(visual)[:, None]
-        share = jnp.zeros((batch, visual, visual)).at[rows, own, index].set(nearest > -jnp.inf) + jnp.eye(visual)
-        share = share * weights[:, None]
-        share = share / jnp.maximum(share.sum(axis=2, keepdims=True), 1e-30)
-        merged = jnp.einsum(
-            "BVW,BWD->BVD", share, hidden.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-        ).astype(hidden.dtype)
-        is_changed = selection.is_kept & is_dropped.any(axis=1, keepdims=True)
-        nothing = jnp.zeros((batch, 0), jnp.int32)
-        return Recycled(
-            merged=jnp.zeros((batch, merged_capacity, dim), hidden.dtype),
-            merged_count=jnp.zeros(batch, jnp.int32),
-            candidates=nothing,
-            candidate_count=jnp.zeros(batch, jnp.int32),
-            centers=jnp.zeros((batch, merged_capacity), jnp.int32),
-            cluster=nothing,
-            size=jnp.zeros((batch, merged_capacity)),
-            hidden=jnp.where(is_changed[..., None], merged, hidden),
+        similarity = cosine_similarity(tower.full_keys[:, 1:], tower.full_keys[:, 1:])
+        patches, images = similarity.shape[1], jnp.arange(similarity.shape[0])[:, None]
+        similarity = jnp.where(jnp.eye(patches, dtype=bool), -jnp.inf, similarity)[images, kept]
+        _, nearest = jax.lax.top_k(similarity, min(self.neighbours, patches - 1))
+        near = jax.nn.one_hot(nearest, patches).sum(axis=2)
+        is_dropped = jnp.ones(attention.shape, bool).at[images, kept].set(False)
+        weights = jnp.concatenate([near, is_dropped[:, None].astype(jnp.float32)], axis=1) * attention[:, None]
+        added = jnp.einsum("IKV,IVD->IKD", weights, hidden, precision=_HIGHEST)
+        own = jnp.pad(hidden[images, kept], ((0, 0), (0, 1), (0, 0)))
+        # The last token is of many patches: it has the place of the one among them that is attended to most.
+        last = jnp.argmax(jnp.where(is_dropped, attention, -1), axis=1)[:, None]
+        return MergedTokens(
+            hidden=(own + added).astype(tower.hidden.dtype),
+            size=jnp.concatenate([jnp.ones(kept.shape), is_dropped.sum(axis=1, keepdims=True)], axis=1),
+            origin=1 + jnp.concatenate([kept, last], axis=1),
         )
 
 
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def outliers_and_grid(attention: Float[Array, " V"], count: int) -> Int[Array, " {count}"]:
+    """`count` patches of an image: those with attention above Q3 + 1.5 (Q3 - Q1), the most attended first, and then of
+    the others every n-th from the first on, in order.
+
+    The published code takes n = V / (3 x outliers), and as many patches as that gives. Here the count is given, so n is
+    the stride that gives enough patches with the fewest to spare, of these the nearest to the published one; the spare
+    ones are left out evenly. Where the published count is asked for, this is the published choice.
+    """
+    visual, place = attention.shape[0], jnp.arange(attention.shape[0])
+    low, high = jnp.quantile(attention, jnp.array([0.25, 0.75]))
+    is_outlier = attention > high + 1.5 * (high - low)
+    outliers = jnp.minimum(is_outlier.sum(), count)
+    by_attention = jnp.argsort(jnp.where(is_outlier, -attention, jnp.inf), stable=True)
+    is_first = jnp.zeros(visual, bool).at[by_attention].set(place < outliers)
+
+    wanted = count - outliers
+    strides = np.arange(1, visual + 1)
+    on_grid = (np.arange(visual) % strides[:, None] == 0) & (np.arange(visual) < max(visual - 1, 1))  # the code's range
+    on_grid[0] = True  # every patch, the last one too: enough for any count
+    there = (on_grid & ~is_first).sum(axis=1)
+    published = jnp.maximum(visual // jnp.maximum(3 * outliers, 1), 1)
+    spare = jnp.where(there >= wanted, there - wanted, visual)
+    stride = jnp.argmin(spare * visual + jnp.abs(strides - published))
+    grid = jnp.argsort(~(jnp.asarray(on_grid)[stride] & ~is_first), stable=True)
+
+    turn = jnp.arange(count)
+    evenly = (turn - outliers) * there[stride] // jnp.maximum(wanted, 1)
+    return jnp.where(turn < outliers, by_attention[turn], grid[jnp.maximum(evenly, 0)])
+
+
 @method
-def prumerge_plus(tokens: Amount = 192, *, neighbours: int = 32) -> SparsityConfig:
+def prumerge_plus(tokens: TokenBudget = 192, *, neighbours: int = 32) -> SparsityConfig:
     """PruMerge+ (arXiv 2403.15388): outliers of class attention and an even sample, others merged in.
 
-    The paper lets the number of outliers set the count; here the budget does: outliers by attention first, then the
-    even sample until the budget is full. The k nearest dropped tokens are merged into each kept one by a mean weighted
-    with the class token's attention, behind the projector rather than before it; attention and keys are those of the
-    last layer that LLaVA runs (the paper's code takes them one layer later, which LLaVA does not otherwise need).
+    The published count is that of the outliers, of a grid as fine as they are many, and one, and differs from image to
+    image; here the budget is the count (of each image): outliers first, then the grid that fills it, one token for the
+    rest. Tokens are merged before the projector.
     """
-    return SparsityConfig(
-        budget=Tokens(parse_amount(tokens), Geometric()),
-        layers=(-1,),
-        score=OutliersThenGrid(),
-        recycle=MergeIntoKept(neighbours),
-        name="prumerge-plus",
-    )
+    budget = PerImage.parse(tokens)
+    return in_the_tower("prumerge-plus", budget, OutliersAndGrid(budget, neighbours))

@@ -19,11 +19,10 @@ from ..sparsify import (
     Shrinking,
     SparsityConfig,
     StageInputs,
-    Tokens,
-    parse_amount,
+    parse_budget,
 )
 from .diversity import QuestionSimilarity
-from .registry import Amount, method
+from .registry import TokenBudget, method
 
 
 @dataclass(frozen=True)
@@ -40,26 +39,26 @@ class SimilarityThenAttention:
 
 
 @method
-def dense(tokens: Amount = 192) -> None:
+def dense(tokens: TokenBudget = 192) -> None:
     """Every token in every layer; the budget is ignored."""
-    parse_amount(tokens)
+    parse_budget(tokens)
 
 
 @method
-def sparsevlm(tokens: Amount = 192) -> SparsityConfig:
+def sparsevlm(tokens: TokenBudget = 192) -> SparsityConfig:
     """SparseVLM v1.5: raters' attention after layers 2, 6 and 15 of 32, the dropped recycled."""
     return SparsityConfig.sparsevlm(tokens)
 
 
 @method
-def sparsevlm_plus(tokens: Amount = 192) -> SparsityConfig:
+def sparsevlm_plus(tokens: TokenBudget = 192) -> SparsityConfig:
     """SparseVLM+: gravity-corrected attention of the heads that look at the image, kept positions."""
     return SparsityConfig.sparsevlm_plus(tokens)
 
 
 @method
 def sparsevlm_diverse(
-    tokens: Amount = 192, *, power: float = 1.0, ridge: float = 0.05, size_aware: bool = False
+    tokens: TokenBudget = 192, *, power: float = 1.0, ridge: float = 0.05, size_aware: bool = False
 ) -> SparsityConfig:
     """SparseVLM's raters and stages, choosing by score and coverage together.
 
@@ -81,7 +80,7 @@ def sparsevlm_diverse(
 
 
 @method
-def sparsevlm_sized(tokens: Amount = 192) -> SparsityConfig:
+def sparsevlm_sized(tokens: TokenBudget = 192) -> SparsityConfig:
     """SparseVLM v1.5 whose recycled tokens count as many as they stand for; XLA attention only."""
     return dataclasses.replace(
         SparsityConfig.sparsevlm(tokens), recycle=Recycle(size_aware=True), name="sparsevlm-sized"
@@ -89,7 +88,7 @@ def sparsevlm_sized(tokens: Amount = 192) -> SparsityConfig:
 
 
 @method
-def sparsevlm_simple(tokens: Amount = 192) -> SparsityConfig:
+def sparsevlm_simple(tokens: TokenBudget = 192) -> SparsityConfig:
     """SparseVLM's stages with every word of the question a rater, kept positions and no recycling."""
     return dataclasses.replace(
         SparsityConfig.sparsevlm(tokens), raters="all", recycle=None, positions="keep", name="sparsevlm-simple"
@@ -97,14 +96,14 @@ def sparsevlm_simple(tokens: Amount = 192) -> SparsityConfig:
 
 
 @method
-def sparsevlm_early(tokens: Amount = 192) -> SparsityConfig:
+def sparsevlm_early(tokens: TokenBudget = 192) -> SparsityConfig:
     """Diverse tokens near the question before layer 1, the raters' half of them a third on.
 
     What the layers before a first stage see is most of a small budget. Here nearly all of it is left for tokens that
     matter: the first stage is CDPruner's, the second asks every word, and both choose by score and coverage together.
     """
     return SparsityConfig(
-        budget=Tokens(parse_amount(tokens), Shrinking(later=0.5)),
+        budget=parse_budget(tokens, Shrinking(later=0.5)),
         depths=(Fraction(-1), Fraction(1, 3)),
         raters="all",
         score=SimilarityThenAttention(),

@@ -4,48 +4,18 @@ I images · T tokens of the tower, class token first · A, B its two halves · N
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import instance, settle
-from ..sparsify import Amount, MergedTokens, Scores, Share, SparsityConfig, StageInputs, cosine_similarity, parse_amount
-from ..sparsify.amount import number_or_share
-from ..sparsify.schedule import Geometry
-from .registry import method
-from .visionzip import tower_of
+from ..checks import choice, instance, settle
+from ..sparsify import MergedTokens, PerImage, SparsityConfig, cosine_similarity
+from .registry import TokenBudget, method
+from .tower import in_the_tower
 
-
-@dataclass(frozen=True)
-class PerImage:
-    """The same number of tokens, or share of the tokens, of every image, whatever the prompt holds besides."""
-
-    amount: Amount
-
-    def __post_init__(self):
-        settle(self, amount=number_or_share("tokens"))
-
-    def number(self, images: int) -> int | None:
-        """How many tokens it asks of a row; None for a share."""
-        return self.amount * images if isinstance(self.amount, int) else None
-
-    def of(self, visual: int) -> int:
-        """Of an image with `visual` tokens: a share is rounded, a number bounded by what there is; at least 1."""
-        if isinstance(self.amount, Share):
-            return self.amount.of(visual)
-        return min(int(self.amount), visual)
-
-    def table(self, geometry: Geometry, rest) -> np.ndarray:
-        images = geometry.row_counts // geometry.visual_step
-        return np.repeat(images[None] * self.of(geometry.visual_step), len(geometry.layers), axis=0)
-
-    def bound(self, visual: int, text: int) -> int:
-        raise NotImplementedError("this budget has a table")
-
-    def count(self, inputs):
-        raise NotImplementedError("this budget has a table")
+Order = Literal["published", "image"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +63,7 @@ def merge_pairs(tokens: MergedTokens, metric: Float[Array, "I T H"], count: int)
 
     Tokens alternate between two sets, A (even places) and B. Each of A is matched to the one of B with the most similar
     metric; the best-matched of A go into their partners, means weighted by size. The class token, the first of A,
-    stays. The paper puts what is left of A before B; here every token keeps its place among the others, since a
-    language model reads them in order.
+    stays. What is left of A comes first, then B, as in the published code: the next layer halves that order.
     """
     similarity = cosine_similarity(metric[:, 0::2], metric[:, 1::2]).at[:, 0].set(-jnp.inf)
     partner = 2 * jnp.argmax(similarity, axis=2) + 1
@@ -104,37 +73,26 @@ def merge_pairs(tokens: MergedTokens, metric: Float[Array, "I T H"], count: int)
         into = jnp.arange(hidden.shape[0]).at[2 * best].set(partner[best])
         total = jnp.zeros(hidden.shape).at[into].add(hidden.astype(jnp.float32) * size[:, None])
         sizes = jnp.zeros_like(size).at[into].add(size)
-        stays = jnp.flatnonzero(jnp.ones(size.shape, bool).at[2 * best].set(False), size=count)
+        is_left = jnp.ones(partner.shape, bool).at[best].set(False)
+        of_a = 2 * jnp.flatnonzero(is_left, size=partner.shape[0] - best.shape[0])
+        stays = jnp.concatenate([of_a, jnp.arange(1, hidden.shape[0], 2)])
         return (total[stays] / sizes[stays, None]).astype(hidden.dtype), sizes[stays], origin[stays]
 
     return MergedTokens(*jax.vmap(merge)(*tokens, best, partner))
 
 
-@dataclass(frozen=True)
-class Present:
-    """The places the tower has filled; a token's score is how many patches it stands for."""
-
-    needs_attention = False
-    needs_images = True
-
-    def macs(self, text, visual, dim):
-        return 0
-
-    def __call__(self, inputs: StageInputs) -> Scores:
-        size = tower_of(inputs).size
-        assert size is not None
-        return Scores(size)
-
-
 @method
-def tome(tokens: Amount = 192) -> SparsityConfig:
+def tome(tokens: TokenBudget = 192, *, order: Order = "published") -> SparsityConfig:
     """ToMe (arXiv 2210.09461): inside the vision tower, similar tokens merge in every layer.
 
     A number of tokens is meant per image, since the tower does not know how many images share a prompt. The r of the
     paper follows from the budget, and the count is exact. Attention in the tower is proportional to sizes, so XLA
-    computes it. The class token is never merged. Each merged token has the place of one of its patches.
+    computes it. The class token is never merged.
+
+    Args:
+        order: in which the language model reads the tokens. "published": as the tower leaves them, unmerged tokens and
+            partners apart (the paper has no language model); "image": each at the place of one of its patches.
     """
-    budget = PerImage(parse_amount(tokens))
-    return SparsityConfig(
-        budget=budget, layers=(-1,), score=Present(), recycle=None, merging=TokenMerging(budget), name="tome"
-    )
+    order = choice(Order)("order", order)
+    budget = PerImage.parse(tokens)
+    return in_the_tower("tome", budget, TokenMerging(budget), reorder=order == "published")

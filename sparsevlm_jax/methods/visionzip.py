@@ -1,6 +1,6 @@
 """VisionZip (arXiv 2412.04467): the tokens the class token looks at, and the others merged by their keys' likeness.
 
-B batch · V visual tokens · C dropped tokens · M contextual tokens · N heads · H head dim · D model dim
+I images · T tokens of the tower, class token first · V patches · R not dominant · M contextual · N heads · D width
 """
 
 from dataclasses import dataclass
@@ -9,135 +9,87 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..checks import settle, whole
-from ..sparsify import (
-    Geometric,
-    ImageContext,
-    Recycled,
-    Scores,
-    SparsityConfig,
-    StageInputs,
-    Tokens,
-    cosine_similarity,
-    parse_amount,
-    slots_of,
-)
-from .registry import Amount, method
-
-
-def tower_of(inputs: StageInputs) -> ImageContext:
-    """The stage's tower context.
-
-    Raises:
-        ValueError: the caller encoded the images without it.
-    """
-    if inputs.images is None:
-        raise ValueError("this method scores by the vision tower: pass the context of `llava.encode` to the prefill")
-    return inputs.images
+from ..checks import instance, settle, whole
+from ..sparsify import MergedTokens, PerImage, SparsityConfig, TowerOutput, cosine_similarity
+from .registry import TokenBudget, method
+from .tower import in_the_tower
 
 
 @dataclass(frozen=True)
-class ClassAttention:
-    """The class token's attention, mean over heads; tokens are compared by their keys, mean over heads."""
+class DominantAndContextual:
+    """The class token, the patches it attends to most, and `contextual` tokens for every `dominant` of these.
 
-    needs_attention = False
-    needs_images = True
-
-    def macs(self, text, visual, dim):
-        return 0
-
-    def __call__(self, inputs: StageInputs) -> Scores:
-        tower = tower_of(inputs)
-        assert tower.cls_attention is not None and tower.keys is not None
-        return Scores(tower.cls_attention, features=tower.keys.astype(jnp.float32).mean(axis=2))
-
-
-@dataclass(frozen=True)
-class Contextual:
-    """The dropped, merged into `contextual` tokens for every `dominant` that are kept (rounded up).
-
-    Every n-th of the dropped, in the order of the image, is a target; each other joins the target with the most similar
-    features, and a target becomes the mean of its group.
+    Every n-th of the remaining patches, in the order of the image, is a target; each other one joins the target with
+    the most similar keys, mean over heads, and a contextual token is its target plus the *mean* of those that joined.
     """
 
+    budget: PerImage
     dominant: int = 54
     contextual: int = 10
 
     def __post_init__(self):
-        settle(self, dominant=whole(1), contextual=whole(1))
+        settle(self, budget=instance(PerImage, "a PerImage"), dominant=whole(1), contextual=whole(0))
 
-    def candidate_count(self, dropped):
-        """All of them are merged."""
-        return dropped
+    def count(self, visual: int) -> int:
+        return self.budget.of(visual)
 
-    def merged_count(self, dropped, kept):
-        """As many as the split asks for, and no more than there are."""
-        count = -(-kept * self.contextual // self.dominant)
-        return count - (count > dropped) * (count - dropped)
+    def split(self, count: int) -> tuple[int, int]:
+        """How many of `count` tokens are dominant, the class token among them, and how many contextual (rounded)."""
+        whole = self.dominant + self.contextual
+        contextual = (2 * count * self.contextual + whole) // (2 * whole)
+        return count - contextual, contextual
 
-    def __call__(
-        self,
-        hidden,
-        selection,
-        visual_count,
-        *,
-        candidate_capacity,
-        merged_capacity,
-        noise=None,
-        scores=None,
-        size=None,
-    ) -> Recycled:
-        del noise, size
-        features = hidden if scores is None or scores.features is None else scores.features
-        is_visual = jnp.arange(hidden.shape[1]) < visual_count[:, None]
-        dropped, is_dropped = slots_of(is_visual & ~selection.is_kept, candidate_capacity)
-        count = visual_count - selection.count
-        merged_count = self.merged_count(count, selection.count)
+    def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
+        return self.choose(tower.hidden, class_attention(tower), tower.k.astype(jnp.float32).mean(axis=2), count)
 
-        every = jnp.maximum(count // jnp.maximum(merged_count, 1), 1)
-        target = jnp.minimum(jnp.arange(merged_capacity) * every[:, None], candidate_capacity - 1)
-        is_target = jnp.arange(merged_capacity) < merged_count[:, None]
-        centers = jnp.take_along_axis(dropped, target, axis=1)
+    def choose(
+        self, hidden: Float[Array, "I T D"], attention: Float[Array, "I T"], metric: Float[Array, "I T H"], count: int
+    ) -> MergedTokens:
+        """`reduce`, given the class token's attention and what tokens are compared by."""
+        dominant, contextual = self.split(count)
+        attention = attention[:, 1:]
+        best = jnp.argsort(-attention, axis=1, stable=True)
+        kept, rest = 1 + jnp.sort(best[:, : dominant - 1], axis=1), 1 + jnp.sort(best[:, dominant - 1 :], axis=1)
 
-        similarity = cosine_similarity(_rows(features, dropped), _rows(features, centers))
-        # One more column, of -inf: argmax of no target at all is 0, and nobody reads it.
-        similarity = jnp.where(is_target[:, None], similarity, -jnp.inf)
-        group = jnp.argmax(jnp.pad(similarity, ((0, 0), (0, 0), (0, 1)), constant_values=-jnp.inf), axis=2)
-        rows = jnp.arange(hidden.shape[0])[:, None]
-        own = jnp.where(is_target, target, candidate_capacity)
-        group = group.at[rows, own].set(jnp.arange(merged_capacity), mode="drop")
-
-        member = ((group[..., None] == jnp.arange(merged_capacity)) & is_dropped[..., None]).astype(jnp.float32)
-        size = member.sum(axis=1)
-        total = jnp.einsum(
-            "BCM,BCD->BMD", member, _rows(hidden, dropped).astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-        )
-        return Recycled(
-            merged=(total / jnp.maximum(size, 1)[..., None]).astype(hidden.dtype),
-            merged_count=merged_count,
-            candidates=dropped,
-            candidate_count=count,
-            centers=centers,
-            cluster=group,
-            size=size,
+        step = max(rest.shape[1] // max(contextual, 1), 1)
+        targets = rest[:, : step * contextual : step]
+        joining = jnp.delete(rest, jnp.arange(contextual) * step, axis=1, assume_unique_indices=True)
+        merged, size = _rows(hidden, targets), jnp.ones(targets.shape)
+        if contextual and joining.shape[1]:
+            group = jnp.argmax(cosine_similarity(_rows(metric, joining), _rows(metric, targets)), axis=2)
+            member = jax.nn.one_hot(group, contextual)
+            joined = _rows(hidden, joining).astype(jnp.float32)
+            total = jnp.einsum("IRM,IRD->IMD", member, joined, precision=jax.lax.Precision.HIGHEST)
+            size = member.sum(axis=1)
+            merged = (merged + total / jnp.maximum(size, 1)[..., None]).astype(hidden.dtype)
+            size = 1 + size
+        # The class token has no place in the picture: that of the most attended patch that has lost its own.
+        at = jnp.take_along_axis(joining, jnp.argmax(_rows(attention, joining - 1), axis=1)[:, None], axis=1)
+        return MergedTokens(
+            hidden=jnp.concatenate([hidden[:, :1], _rows(hidden, kept), merged], axis=1),
+            size=jnp.concatenate([jnp.ones((hidden.shape[0], dominant)), size], axis=1),
+            origin=jnp.concatenate([at, kept, targets], axis=1),
         )
 
 
-def _rows(x: Float[Array, "B V D"], index) -> Float[Array, "B C D"]:
-    return jnp.take_along_axis(x, index[..., None], axis=1)
+def class_attention(tower: TowerOutput) -> Float[Array, "I T"]:
+    """The class token's attention in the layer before, mean over heads, float32."""
+    exact = dict(preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST)
+    logits = jnp.einsum("INH,ITNH->INT", tower.q[:, 0], tower.k, **exact) * tower.q.shape[-1] ** -0.5
+    return jax.nn.softmax(logits, axis=-1).mean(axis=1)
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Of [I, T, D], or [I, T], the tokens of `index` [I, R]."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 @method
-def visionzip(tokens: Amount = 192, *, dominant: int = 54, contextual: int = 10) -> SparsityConfig:
-    """VisionZip (arXiv 2412.04467): before the language model, by class attention, the rest merged.
+def visionzip(tokens: TokenBudget = 192, *, dominant: int = 54, contextual: int = 10) -> SparsityConfig:
+    """VisionZip (arXiv 2412.04467): after the tower, by class attention, the rest merged.
 
-    Split 54 : 10 as in the paper. Tokens are merged behind the projector rather than before it, and the class token,
-    which LLaVA drops, is not among the dominant ones. With several images in a row they compete for one budget.
+    Split 54 : 10 as in the paper, the class token among the dominant ones, and merged before the projector. A number of
+    tokens is meant per image.
     """
-    return SparsityConfig(
-        budget=Tokens(parse_amount(tokens), Geometric()),
-        layers=(-1,),
-        score=ClassAttention(),
-        recycle=Contextual(dominant, contextual),
-        name="visionzip",
-    )
+    budget = PerImage.parse(tokens)
+    return in_the_tower("visionzip", budget, DominantAndContextual(budget, dominant, contextual))

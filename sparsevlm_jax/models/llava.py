@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ..sparsify.tower import ImageContext, TowerMerging
+from ..sparsify.tower import ImageContext, MergedTokens, TowerMerging, TowerReduction
 from .attention import Implementation
 from .clip import ClipVisionConfig, ClipVisionModel
 from .hf_config import ConfigReader
@@ -236,22 +236,23 @@ def encode(
     config: LlavaConfig,
     implementation: Implementation,
     context: bool = False,
-    merging: TowerMerging | None = None,
+    merging: TowerMerging | TowerReduction | None = None,
 ) -> EncodedImages:
-    """`encode_images` for methods that look into the tower or act in it.
+    """`encode_images` for methods that look into the tower, or act in it or between it and the projector.
 
     Args:
         context: give the class token's attention and the keys of the layer that the features come from, the deepest
             one if they come from several.
-        merging: merge tokens inside the tower. Each merged token has the place of one of its patches, the other places
-            are 0, and so is their `context.size`. The tower then attends by XLA, whatever the `implementation`.
+        merging: merge tokens inside the tower or after it, before the projector. Each token that is left has the place
+            of a patch, the other places are 0, and so is their `context.size`; `context.order` is the method's. Inside,
+            the tower attends by XLA, whatever the `implementation`.
 
     Raises:
         ValueError: `context` of a tower none of whose layers runs; `merging` further than the layers can, or where
             features come from several layers, which would hold different numbers of tokens.
     """
     if merging is not None:
-        return _encode_merged(params, pixel_values, config, merging)
+        return _encode_merged(params, pixel_values, config, implementation, merging)
     if not context:
         features = encode_images(params, pixel_values, config=config, implementation=implementation)
         return EncodedImages(features, None)
@@ -264,19 +265,36 @@ def encode(
     return EncodedImages(project(params, features, config=config), seen)
 
 
-def _encode_merged(params: dict, pixel_values: Array, config: LlavaConfig, merging: TowerMerging) -> EncodedImages:
+def _encode_merged(
+    params: dict,
+    pixel_values: Array,
+    config: LlavaConfig,
+    implementation: Implementation,
+    merging: TowerMerging | TowerReduction,
+) -> EncodedImages:
     if len(config.feature_layers) > 1:
         raise ValueError(f"merging in the tower needs one vision_feature_layer, got {config.vision_feature_layer}")
     tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
     first = 0 if config.vision_feature_select_strategy == "full" else 1
-    counts = merging.schedule(config.vision.num_patches + 1, config.tower_layers, config.tokens_per_image)
-    tokens = tower.merged(pixel_values, config.tower_layers, merging=merging, counts=counts)
-    features = project(params, tokens.hidden[:, first:], config=config)
-    place, images = tokens.origin[:, first:] - first, jnp.arange(features.shape[0])[:, None]
-    empty = jnp.zeros((features.shape[0], config.tokens_per_image))
-    size = empty.at[images, place].set(tokens.size[:, first:], unique_indices=True)
+    visual = config.tokens_per_image
+    if not isinstance(merging, TowerReduction):
+        counts = merging.schedule(config.vision.num_patches + 1, config.tower_layers, visual)
+        tokens = tower.merged(pixel_values, config.tower_layers, merging=merging, counts=counts)
+        tokens = MergedTokens(*(field[:, first:] for field in tokens))
+    elif (count := merging.count(visual)) < config.vision.num_patches:
+        tokens = merging.reduce(tower.output(pixel_values, config.tower_layers, implementation=implementation), count)
+    else:  # nothing is left out
+        hidden = tower.hidden_state(pixel_values, config.tower_layers, implementation=implementation)[:, first:]
+        origin = jnp.broadcast_to(jnp.arange(first, first + visual), hidden.shape[:2])
+        tokens = MergedTokens(hidden, jnp.ones(hidden.shape[:2]), origin)
+    features = project(params, tokens.hidden, config=config)
+    images, place = jnp.arange(features.shape[0])[:, None], tokens.origin - first
+    empty = jnp.zeros((features.shape[0], visual))
+    size = empty.at[images, place].set(tokens.size, unique_indices=True)
+    order = empty.astype(jnp.int32).at[images, place].set(jnp.arange(features.shape[1]), unique_indices=True)
     spread = jnp.zeros((*empty.shape, features.shape[-1]), features.dtype)
-    return EncodedImages(spread.at[images, place].set(features, unique_indices=True), ImageContext(size=size))
+    spread = spread.at[images, place].set(features, unique_indices=True)
+    return EncodedImages(spread, ImageContext(size=size, order=order))
 
 
 #: The parts of a parameter tree that `language_model` reads; `encode` reads the others.

@@ -6,7 +6,7 @@ In the order a prefill uses them: `select_raters` once, then at each pruning lay
 """
 
 from .amount import Amount, Share, parse_amount
-from .budget import CountInputs, KeptTokens, RankDeficit, RankScale, Tokens
+from .budget import CountInputs, KeptTokens, PerImage, RankDeficit, RankScale, TokenBudget, Tokens, parse_budget
 from .config import Bucket, SparsityConfig, StagePlan
 from .diversity import Determinantal, MaxMin, cosine_similarity, greedy, in_turn
 from .grid import grid_positions, spread_rank
@@ -23,7 +23,7 @@ from .schedule import (
     mean_entering_layers,
     simulate,
 )
-from .scorer import Attention, RaterScore, Scorer, Scores, StageInputs
+from .scorer import Ahead, Attention, RaterScore, Scorer, Scores, StageInputs
 from .scores import (
     correct_gravity,
     gravity_weights,
@@ -36,9 +36,10 @@ from .scores import (
 from .select import Selection, Selector, TopK, keep_first, select
 from .stage import Decision, apply, decide, needed
 from .stream import TokenStream, compact, slots_of, to_slots
-from .tower import ImageContext, MergedTokens, TowerMerging
+from .tower import ImageContext, MergedTokens, TowerMerging, TowerOutput, TowerReduction
 
 __all__ = [
+    "Ahead",
     "Amount",
     "Anchors",
     "Attention",
@@ -52,6 +53,7 @@ __all__ = [
     "KeptTokens",
     "MaxMin",
     "MergedTokens",
+    "PerImage",
     "RankDeficit",
     "RankScale",
     "RaterScore",
@@ -68,10 +70,13 @@ __all__ = [
     "SparsityConfig",
     "StageInputs",
     "StagePlan",
+    "TokenBudget",
     "TokenStream",
     "Tokens",
     "TopK",
     "TowerMerging",
+    "TowerOutput",
+    "TowerReduction",
     "apply",
     "attention_rank",
     "compact",
@@ -90,6 +95,7 @@ __all__ = [
     "needed",
     "onto_visual",
     "parse_amount",
+    "parse_budget",
     "priority_heads",
     "question_mask",
     "rater_attention",

@@ -7,8 +7,9 @@ B batch · R raters · V visual tokens
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +75,8 @@ class Tokens:
         return kept_for_mean(target.astype(float), rows, geometry, rest, self.curve)
 
     def _check_floor(self, target: float, geometry: Geometry) -> None:
+        """What the layers before the first stage see cannot be met. A token or two more, those that each stage keeps at
+        least, can be missed: then the least mean there is comes out, and the report says it."""
         floor = geometry.visual * max(geometry.layers[0], 0) / geometry.num_layers
         if geometry.visual and target < floor:
             raise ValueError(
@@ -89,17 +92,75 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class KeptTokens:
-    """Tokens kept at each stage, one number a stage; each stage drops at least one token, as the official code does."""
+class PerImage:
+    """The same number of tokens, or share of the tokens, of every image, whatever the prompt holds besides."""
 
-    kept: tuple[int, ...]
+    amount: Amount
 
     def __post_init__(self):
-        settle(self, kept=each(whole(0), at_least=1))
+        settle(self, amount=number_or_share("tokens"))
 
-    def number(self, images: int) -> int:
-        """How many tokens its first stage keeps."""
-        return self.kept[0]
+    @classmethod
+    def parse(cls, tokens: "TokenBudget") -> "PerImage":
+        """Of an amount; or of `KeptTokens` of one stage, which is the same.
+
+        Raises:
+            ValueError: unless it is a number of tokens, a share, or one of these kept in a single stage.
+        """
+        if not isinstance(tokens, KeptTokens):
+            return cls(parse_amount(tokens))
+        if len(tokens.kept) != 1:
+            raise ValueError(
+                f"tokens are chosen once, in the tower: expected one number of kept tokens, got {tokens.kept}"
+            )
+        return cls(tokens.kept[0])
+
+    def number(self, images: int) -> int | None:
+        """How many tokens it asks of a row; None for a share."""
+        return self.amount * images if isinstance(self.amount, int) else None
+
+    def of(self, visual: int) -> int:
+        """Of an image with `visual` tokens: a share is rounded, a number bounded by what there is; at least 1."""
+        if isinstance(self.amount, Share):
+            return self.amount.of(visual)
+        return min(int(self.amount), visual)
+
+    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
+        images = geometry.row_counts // geometry.visual_step
+        return np.repeat(images[None] * self.of(geometry.visual_step), len(geometry.layers), axis=0)
+
+    bound, count = Tokens.bound, Tokens.count
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """Tokens kept at each stage, for each stage a number or a `Share` of the prompt's visual tokens.
+
+    Attributes:
+        kept: as many entries as there are stages; what is recycled comes on top.
+        least_dropped: of the tokens that enter a stage; the official code drops at least one.
+    """
+
+    kept: tuple[Amount, ...]
+    least_dropped: int = 1
+
+    def __post_init__(self):
+        settle(self, kept=each(_kept, at_least=1), least_dropped=whole(0))
+
+    @classmethod
+    def parse(cls, kept: "Amount | Sequence[Amount]") -> "KeptTokens":
+        """192, "192", (300, 200, 110), "300,200,110", "1/2,1/4,1/8"; where that is more than there is, all stay.
+
+        Raises:
+            ValueError: unless each is a number of tokens or a share in (0, 1].
+        """
+        entries = kept.split(",") if isinstance(kept, str) else kept
+        entries = tuple(entries) if isinstance(entries, Sequence) else (entries,)
+        return cls(entries, least_dropped=0)
+
+    def number(self, images: int) -> int | None:
+        """How many tokens its first stage keeps; None for a share."""
+        return self.kept[0] if isinstance(self.kept[0], int) else None
 
     def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
         if len(self.kept) != len(geometry.layers):
@@ -107,12 +168,31 @@ class KeptTokens:
                 f"expected one number of kept tokens for each of the pruning layers {geometry.layers}, got {self.kept}"
             )
         rows, counts = geometry.row_counts, []
-        for stage in range(len(self.kept)):
+        for stage, amount in enumerate(self.kept):
             now = simulate(np.array(counts).reshape(stage, -1), rows, rest).leaving[-1] if counts else rows
-            counts.append(np.clip(self.kept[stage], 0, np.maximum(now - 1, 0)))
+            wanted = [amount.of(row) for row in rows] if isinstance(amount, Share) else amount
+            counts.append(np.clip(wanted, 0, np.maximum(now - self.least_dropped, 0)))
         return np.array(counts)
 
     bound, count = Tokens.bound, Tokens.count
+
+
+def _kept(name: str, value: Amount) -> int | Share:
+    """A number of tokens, none among them, or a share of them."""
+    return whole(0)(name, value) if isinstance(value, int | np.integer) else number_or_share("kept tokens")(name, value)
+
+
+#: What methods take as `tokens`.
+TokenBudget: TypeAlias = Amount | KeptTokens
+
+
+def parse_budget(tokens: TokenBudget, curve: Curve = V15) -> Tokens | KeptTokens:
+    """`KeptTokens` as they are; of an amount, the mean over layers, with what the stages keep on `curve`.
+
+    Raises:
+        ValueError: unless it is a number of tokens, a share, or `KeptTokens`.
+    """
+    return tokens if isinstance(tokens, KeptTokens) else Tokens.parse(tokens, curve)
 
 
 _RATIO = real("a number between -1e6 and 1e6", lambda ratio: abs(ratio) <= 1e6)

@@ -8,20 +8,21 @@ Presets name the published versions; every difference between them is a field, s
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from ..checks import choice, each, fraction, optional, part, settle, text, whole
-from .amount import Amount, Share, parse_amount
-from .budget import Budget, KeptTokens, RankDeficit, RankScale, Tokens
+from .amount import Share
+from .budget import Budget, KeptTokens, RankDeficit, RankScale, TokenBudget, parse_budget
 from .raters import Rule
 from .recycle import Recycle, Rest
 from .schedule import PLUS, Geometry, check_layers, default_layers, of_32, simulate
 from .scorer import RaterScore, Scorer
 from .select import Selector, TopK
 from .stream import Positions
-from .tower import TowerMerging
+from .tower import TowerMerging, TowerReduction
 
 Adaptive = Literal["padded", "bucketed"]
+AtDepth = Literal["after", "before"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ class StagePlan:
         return self.layer >= 0 and self.kept + self.candidates < self.visual
 
 
+def _merging(name: str, value: Any) -> TowerMerging | TowerReduction:
+    """Either of two kinds; who has neither's attributes is refused as neither."""
+    try:
+        return part("a TowerMerging", "schedule", "merge")(name, value)
+    except ValueError:
+        return part("a TowerMerging (with schedule, merge) or a TowerReduction", "count", "reduce")(name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparsityConfig:
     """Everything that defines a pruned prefill; frozen and hashable, so it is a static argument of jit.
@@ -88,6 +97,8 @@ class SparsityConfig:
         layers: a stage acts on the output of each of these layers; -1 is before the first. None takes those at
             `depths`.
         depths: fractions of the depth where `layers` is None.
+        at_depth: whether a stage comes "after" the layer at such a depth, as SparseVLM's do, or "before" it, as
+            PyramidDrop's.
         raters: which question tokens score, where the scorer asks them.
         score: how visual tokens are scored.
         select: how scores become a choice.
@@ -95,20 +106,22 @@ class SparsityConfig:
         positions: "repack" renumbers what is left, "keep" lets it keep its RoPE positions.
         adaptive: for budgets that depend on the image. "padded": one program, each stage bounded by the budget's
             capacity. "bucketed": the host reads the counts and picks the smallest program that holds them.
-        merging: what merges tokens already inside the vision tower; the stage then drops the places left empty.
+        merging: what merges tokens already in the vision tower, or between it and the projector; the stage then drops
+            the places left empty.
         name: for reports.
     """
 
     budget: Budget
     layers: tuple[int, ...] | None = None
     depths: tuple[Fraction, ...] = of_32(2, 6, 15)
+    at_depth: AtDepth = "after"
     raters: Rule = "greater"
     score: Scorer = RaterScore()
     select: Selector = TopK()
     recycle: Rest | None = Recycle()
     positions: Positions = "repack"
     adaptive: Adaptive = "bucketed"
-    merging: TowerMerging | None = None
+    merging: TowerMerging | TowerReduction | None = None
     name: str = "custom"
 
     def __post_init__(self):
@@ -117,30 +130,31 @@ class SparsityConfig:
             budget=part("a Budget", "table", "bound", "count"),
             layers=optional(each(whole(-1))),
             depths=each(fraction("a fraction of the depth from -1 to 1", lambda depth: -1 <= depth <= 1)),
+            at_depth=choice(AtDepth),
             raters=choice(Rule),
             score=part("a Scorer", "needs_attention", "__call__"),
             select=part("a Selector", "__call__"),
             recycle=optional(part("a Rest", "candidate_count", "merged_count", "__call__")),
             positions=choice(Positions),
             adaptive=choice(Adaptive),
-            merging=optional(part("a TowerMerging", "schedule", "merge")),
+            merging=optional(_merging),
             name=text,
         )
 
     @classmethod
-    def sparsevlm(cls, tokens: Amount = 192) -> "SparsityConfig":
+    def sparsevlm(cls, tokens: TokenBudget = 192) -> "SparsityConfig":
         """SparseVLM v1.5: fixed budgets, recycling, repacked positions.
 
         Args:
             tokens: mean number of visual tokens left after a layer (192) or a share ("1/3").
         """
-        return cls(budget=Tokens.parse(tokens), name="sparsevlm")
+        return cls(budget=parse_budget(tokens), name="sparsevlm")
 
     @classmethod
-    def sparsevlm_plus(cls, tokens: Amount = 192) -> "SparsityConfig":
+    def sparsevlm_plus(cls, tokens: TokenBudget = 192) -> "SparsityConfig":
         """SparseVLM+ (the code's v2.0): gravity correction, 14 of 32 heads, kept positions, no recycling."""
         return cls(
-            budget=Tokens(parse_amount(tokens), PLUS),
+            budget=parse_budget(tokens, PLUS),
             score=RaterScore(heads=Share(Fraction(14, 32)), gravity=True),
             recycle=None,
             positions="keep",
@@ -175,8 +189,15 @@ class SparsityConfig:
 
     def pruning_layers(self, num_layers: int) -> tuple[int, ...]:
         """Raises ValueError if they do not fit a model of `num_layers`."""
-        layers = default_layers(num_layers, self.depths) if self.layers is None else self.layers
+        layers = self.layers
+        if layers is None:
+            layers = default_layers(num_layers, self.depths, before=self.at_depth == "before")
         check_layers(layers, num_layers)
+        if layers and layers[-1] == num_layers - 1 and getattr(self.score, "needs_next_layer", False):
+            raise ValueError(
+                f"{type(self.score).__name__} scores by the layer after a stage, and there is none after the last of "
+                f"{num_layers} layers, got {layers}"
+            )
         if layers and layers[0] < 0 and self.score.needs_attention:
             raise ValueError(f"{type(self.score).__name__} scores by attention, and there is none before layer 0")
         if self.needs_images and len(layers) > 1:
@@ -198,7 +219,7 @@ class SparsityConfig:
         """Whether a stage looks at hidden states of tokens that it drops. Where score, select and recycle all say no (a
         subclass says so anew), the pruning layer's feed-forward waits for the decision and leaves those tokens out."""
         parts = (self.score, self.select, *([self.recycle] if self.recycle else []))
-        return any(vars(type(part)).get("reads_hidden", True) for part in parts)
+        return any(part.reads_hidden if "reads_hidden" in vars(type(part)) else True for part in parts)
 
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
         return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.visual_step)

@@ -129,8 +129,7 @@ class Recycled(NamedTuple):
     cluster, and the three numbers of density-peak clustering (None from a rest without). Entries past the counts are
     padding.
 
-    `size` is how many tokens each merged one stands for. `hidden` is what the visual tokens that entered become, from a
-    rest that merges into the kept ones; None leaves them as they are.
+    `size` is how many tokens each merged one stands for.
     """
 
     merged: Float[Array, "B M D"]
@@ -143,7 +142,6 @@ class Recycled(NamedTuple):
     density: Float[Array, "B C"] | None = None
     distance: Float[Array, "B C"] | None = None
     center_score: Float[Array, "B C"] | None = None
-    hidden: Float[Array, "B V D"] | None = None
 
 
 def recycle(

@@ -145,9 +145,11 @@ def of_32(*layers: int) -> tuple[Fraction, ...]:
     return tuple(Fraction(layer, 32) for layer in layers)
 
 
-def default_layers(num_layers: int, fractions: Sequence[Fraction] = of_32(2, 6, 15)) -> tuple[int, ...]:
+def default_layers(
+    num_layers: int, fractions: Sequence[Fraction] = of_32(2, 6, 15), *, before: bool = False
+) -> tuple[int, ...]:
     """Pruning layers at the given fractions of the depth, rounded half up, at least 1, strictly increasing; a negative
-    fraction is before the first layer, -1.
+    fraction is before the first layer, -1. With `before`, those in front of these layers.
 
     Raises:
         ValueError: if the model has too few layers for that many stages.
@@ -160,7 +162,7 @@ def default_layers(num_layers: int, fractions: Sequence[Fraction] = of_32(2, 6, 
         raise ValueError(
             f"{len(layers)} pruning layers need a model of more than {layers[-1]} layers, got {num_layers}"
         )
-    return tuple(layers)
+    return tuple(max(layer - before, -1) for layer in layers)
 
 
 def check_layers(layers: Sequence[int], num_layers: int) -> None:

@@ -1,16 +1,17 @@
 """How a stage scores image tokens: the protocol, and SparseVLM's own.
 
-B batch · L slots · R raters · V visual tokens · N heads · K kv heads · H head dim
+B batch · L slots · T tokens · R raters · V visual tokens · N heads · K kv heads · H head dim · D model dim
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..checks import flag, optional, real, settle
+from ..checks import choice, flag, optional, real, settle
 from . import scores
 from .amount import Amount, Share, number_or_share
 from .stream import TokenStream
@@ -28,11 +29,20 @@ class Attention(NamedTuple):
     frequencies: Float[Array | np.ndarray, " half"] | None = None
 
 
+class Ahead(NamedTuple):
+    """What comes after a stage in the decoder, as functions of hidden states: `attention` gives the next layer's
+    queries and keys of tokens at the given positions (None after the last layer), `norm` is the final norm."""
+
+    attention: Callable[[Float[Array, "B T D"], Int[Array, "B T"]], Attention] | None
+    norm: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]
+
+
 class StageInputs(NamedTuple):
     """What a stage sees. `visual_slot` and `rater_slot` say where the visual tokens and raters sit in the stream;
     `is_visual` and `is_rater` which entries are real. `attention` is None before the first layer. The first stage, in
-    which all visual tokens are present, image by image `visual_step` each, also sees the tower's `images`. Hidden
-    states are those behind the layer, unless no part of the method reads them: then its feed-forward is yet to run."""
+    which all visual tokens are present, image by image `visual_step` each, also sees the tower's `images`. `ahead` is
+    for scorers that ask what the rest of the decoder makes of hidden states. These are those behind the layer, unless
+    no part of the method reads them: then its feed-forward is yet to run."""
 
     stream: TokenStream
     attention: Attention | None
@@ -42,6 +52,7 @@ class StageInputs(NamedTuple):
     is_rater: Bool[Array, "B R"]
     visual_step: int = 1
     images: ImageContext | None = None
+    ahead: Ahead | None = None
 
     @property
     def visual_hidden(self) -> Float[Array, "B V D"]:
@@ -51,23 +62,35 @@ class StageInputs(NamedTuple):
     def rater_hidden(self) -> Float[Array, "B R D"]:
         return jnp.take_along_axis(self.stream.hidden, self.rater_slot[..., None], axis=1)
 
+    def decoder_ahead(self) -> Ahead:
+        """`ahead`.
+
+        Raises:
+            ValueError: whoever runs the stage has not passed it.
+        """
+        if self.ahead is None:
+            raise ValueError("this method scores by what comes after the stage: pass `ahead` to `decide`")
+        return self.ahead
+
 
 class Scores(NamedTuple):
     """`values`: one score per visual token, higher is better. Where attention was looked at: the raters' head-mean map
     onto visual tokens, and the heads that counted (None: all). `features` is what selection and recycling compare
-    tokens by (None: their hidden states), `weights` how much each counts when merged (None: as the rest decides)."""
+    tokens by (None: their hidden states). `order` is the turn at which each token of an image comes among those that
+    are left of it (None: as they stand)."""
 
     values: Float[Array, "B V"]
     attention_map: Float[Array, "B R V"] | None = None
     heads: Bool[Array, "B N"] | None = None
     features: Float[Array, "B V F"] | None = None
-    weights: Float[Array, "B V"] | None = None
+    order: Int[Array, "B V"] | None = None
 
 
 class Scorer(Protocol):
     """Anything that scores, as a frozen value. `needs_attention` is False for those that can act before layer 0. One
-    that reads `StageInputs.images` also has `needs_images = True`; it can serve a single stage. One that looks at no
-    hidden state says `reads_hidden = False`; see `SparsityConfig.reads_hidden`."""
+    that reads `StageInputs.images` also has `needs_images = True`; it can serve a single stage. One that reads
+    `Ahead.attention` has `needs_next_layer = True`; no stage may follow the last layer. One that looks at no hidden
+    state says `reads_hidden = False`; see `SparsityConfig.reads_hidden`."""
 
     @property
     def needs_attention(self) -> bool: ...
@@ -80,6 +103,8 @@ class RaterScore:
     """The attention raters pay (eq. 3), in SparseVLM+ corrected and from few heads.
 
     Attributes:
+        layer: whose queries and keys: of "this" layer, which the stage follows, or of the "next", made of this one's
+            output (PyramidDrop).
         heads: heads that count: None all, an int that many, a `Share` (or a Fraction) that share, at least one;
             those with the most attention on the image (SparseVLM+).
         gravity: divide attention by what RoPE alone makes of the distance (SparseVLM+).
@@ -89,12 +114,22 @@ class RaterScore:
     heads: Amount | None = None
     gravity: bool = False
     gravity_floor: float = 0.0
-    needs_attention = True
-    reads_hidden = False
+    layer: Literal["this", "next"] = "this"
 
     def __post_init__(self):
         floor = real("a finite number >= 0", lambda floor: floor >= 0)
-        settle(self, heads=optional(number_or_share("heads")), gravity=flag, gravity_floor=floor)
+        layer = choice(Literal["this", "next"])
+        settle(self, heads=optional(number_or_share("heads")), gravity=flag, gravity_floor=floor, layer=layer)
+
+    @property
+    def needs_attention(self) -> bool:
+        return self.layer == "this"
+
+    @property
+    def needs_next_layer(self) -> bool:
+        return self.layer == "next"
+
+    reads_hidden = needs_next_layer
 
     def head_count(self, heads: int) -> int | None:
         """Of a layer's `heads`; None for all of them.
@@ -109,9 +144,8 @@ class RaterScore:
         return self.heads.of(heads) if isinstance(self.heads, Share) else None
 
     def __call__(self, inputs: StageInputs) -> Scores:
-        stream, layer = inputs.stream, inputs.attention
-        assert layer is not None  # the config has refused a stage before layer 0
-        q = jnp.take_along_axis(layer.q, inputs.rater_slot[..., None, None], axis=1)
+        stream = inputs.stream
+        q, layer = self._attention(inputs)
         everywhere = scores.rater_attention(q, layer.k, inputs.rater_slot, stream.length, key_bias=layer.key_bias)
         onto = scores.onto_visual(everywhere, inputs.visual_slot, inputs.is_visual, inputs.is_rater)
         if self.gravity:
@@ -127,3 +161,15 @@ class RaterScore:
         heads = None if count is None else scores.priority_heads(onto, count)
         attention_map = scores.mean_over_heads(onto, heads)
         return Scores(scores.score(attention_map, inputs.is_rater), attention_map, heads)
+
+    def _attention(self, inputs: StageInputs) -> tuple[Float[Array, "B R N H"], Attention]:
+        """The raters' queries, and the layer that they are of."""
+        if self.layer == "this":
+            layer = inputs.attention
+            assert layer is not None  # the config has refused a stage before layer 0
+            return jnp.take_along_axis(layer.q, inputs.rater_slot[..., None, None], axis=1), layer
+        project = inputs.decoder_ahead().attention
+        assert project is not None  # the config has refused a stage after the last layer
+        stream = inputs.stream
+        position = jnp.take_along_axis(stream.position_ids, inputs.rater_slot, axis=1)
+        return project(inputs.rater_hidden, position).q, project(stream.hidden, stream.position_ids)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .budget import CountInputs
 from .config import SparsityConfig, StagePlan
 from .recycle import Recycled
-from .scorer import Attention, Scores, StageInputs
+from .scorer import Ahead, Attention, Scores, StageInputs
 from .select import Selection, keep_first
 from .stream import TokenStream, compact, slots_of, to_slots
 from .tower import ImageContext
@@ -44,6 +44,7 @@ def decide(
     plan: StagePlan,
     config: SparsityConfig,
     images: ImageContext | None = None,
+    ahead: Ahead | None = None,
 ) -> Decision:
     """Scores the visual tokens of `stream`, which has passed `plan.layer` (of a method without `reads_hidden`, that
     layer's attention at least), and selects those that stay.
@@ -52,12 +53,13 @@ def decide(
         attention: that layer's queries and keys; None before layer 0.
         visual_total: visual tokens of each row's prompt, before any pruning.
         images: what the vision tower says of each visual token, at the first stage.
+        ahead: what comes after the stage, for scorers that ask.
     """
     visual_slot, is_visual = slots_of(stream.is_visual, plan.visual)
     rater_slot, is_rater = slots_of(stream.is_rater, plan.bucket.text)
     visual_count, rater_count = is_visual.sum(axis=1), is_rater.sum(axis=1)
     seen = (visual_slot, is_visual, rater_slot, is_rater)
-    inputs = StageInputs(stream, attention, *seen, visual_step=plan.bucket.visual_step, images=images)
+    inputs = StageInputs(stream, attention, *seen, visual_step=plan.bucket.visual_step, images=images, ahead=ahead)
     scores = config.score(inputs)
     if plan.table is not None:
         wanted = jnp.asarray(plan.table)[visual_total // plan.bucket.visual_step]
@@ -80,6 +82,26 @@ def needed(stream: TokenStream, decision: Decision, plan: StagePlan) -> Bool[Arr
     return (is_valid & ~stream.is_visual) | to_slots(best.is_kept, stream.is_visual)
 
 
+def reordered(stream: TokenStream, decision: Decision, step: int) -> TokenStream:
+    """`stream` whose kept visual tokens stand in the order that the scores say, image by image, `step` tokens each. A
+    token's position goes with it."""
+    is_kept, turn = decision.selection.is_kept, decision.scores.order
+    assert turn is not None
+    visual = jnp.arange(is_kept.shape[1])
+    last = jnp.iinfo(jnp.int32).max
+    wanted = jnp.argsort(jnp.where(is_kept, turn + visual // step * step, last), axis=1, stable=True)
+    standing = jnp.argsort(~is_kept, axis=1, stable=True)
+    rows = jnp.arange(is_kept.shape[0])[:, None]
+    source = jnp.broadcast_to(visual, is_kept.shape).at[rows, standing].set(wanted, unique_indices=True)
+    # The dropped stand last in both orders, so each of them is its own source.
+    slot = jnp.take_along_axis(decision.visual_slot, source, axis=1)
+    slot = jnp.where(stream.is_visual, to_slots(slot, stream.is_visual), jnp.arange(stream.is_visual.shape[1]))
+    return stream._replace(
+        hidden=jnp.take_along_axis(stream.hidden, slot[..., None], axis=1),
+        position_ids=jnp.take_along_axis(stream.position_ids, slot, axis=1),
+    )
+
+
 def apply(
     stream: TokenStream,
     decision: Decision,
@@ -90,6 +112,8 @@ def apply(
 ) -> tuple[TokenStream, Recycled | None]:
     """The stream of `plan.capacity` slots that `decision` leaves, and how the dropped were recycled."""
     selection, slot = decision.selection, decision.visual_slot
+    if decision.scores.order is not None:
+        stream = reordered(stream, decision, plan.bucket.visual_step)
     is_kept = ~stream.is_visual | to_slots(selection.is_kept, stream.is_visual)
     shorten = partial(compact, capacity=plan.capacity, positions=config.positions)
     if config.recycle is None or plan.candidates == 0:
@@ -109,9 +133,6 @@ def apply(
         scores=decision.scores,
         size=None if stream.size is None else jnp.take_along_axis(stream.size, slot, axis=1),
     )
-    if recycled.hidden is not None:
-        updated = to_slots(recycled.hidden, stream.is_visual)
-        stream = stream._replace(hidden=jnp.where(stream.is_visual[..., None], updated, stream.hidden))
     # No version defines kept positions together with recycling: a merged token takes its center's position.
     center_slot = jnp.take_along_axis(slot, recycled.centers, axis=1)
     position = jnp.take_along_axis(stream.position_ids, center_slot, axis=1)

@@ -1,25 +1,28 @@
-"""What the vision tower tells a method, and a method that acts inside it.
+"""What the vision tower tells a method, and methods that act inside it or between it and the projector.
 
 I images · B batch · V visual tokens · T tokens of the tower (class token included) · N heads · H head dim · D model dim
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
 
 class ImageContext(NamedTuple):
     """What the vision tower knows of each visual token, for methods that ask: the attention of the class token (mean
-    over heads) and the keys in the last layer that runs; and, where the tower has merged tokens, how many patches each
-    stands for (0: merged into another one). Per image [I, V, ...], or gathered per row [B, V, ...]."""
+    over heads) and the keys in the last layer that runs; where the tower has merged tokens, how many patches each
+    stands for (0: merged into another one), and the turn at which each comes in the method's order. Per image
+    [I, V, ...], or gathered per row [B, V, ...]."""
 
     cls_attention: Float[Array, "B V"] | None = None
     keys: Float[Array, "B V N H"] | None = None
     size: Float[Array, "B V"] | None = None
+    order: Int[Array, "B V"] | None = None
 
 
 class MergedTokens(NamedTuple):
-    """Tokens of a tower that merges: how many of the first each stands for, and whose place each has."""
+    """Tokens of a tower that merges, in the method's order: how many of the first each stands for, and whose place each
+    has."""
 
     hidden: Float[Array, "I T D"]
     size: Float[Array, "I T"]
@@ -35,4 +38,30 @@ class TowerMerging(Protocol):
 
     def merge(self, tokens: MergedTokens, keys: Float[Array, "I T N H"], count: int) -> MergedTokens:
         """`tokens`, the class token first, merged into `count`; the class token stays what and where it is."""
+        ...
+
+
+class TowerOutput(NamedTuple):
+    """What a tower says of its tokens, the class token first: the hidden states that the projector would see; queries
+    and keys of the layer that gave them; and, over the full width, the class token's query and all keys of the layer
+    after it, or of the same one where it is the last."""
+
+    hidden: Float[Array, "I T D"]
+    q: Float[Array, "I T N H"]
+    k: Float[Array, "I T N H"]
+    cls_query: Float[Array, "I D"]
+    full_keys: Float[Array, "I T D"]
+
+
+@runtime_checkable
+class TowerReduction(Protocol):
+    """A method that chooses and merges tokens between the tower and the projector, as a frozen value."""
+
+    def count(self, visual: int) -> int:
+        """Tokens that an image of `visual` becomes."""
+        ...
+
+    def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
+        """The patches of `tower`, and its class token, as `count` tokens, fewer than the patches. The place of each is
+        that of a patch, 1, 2, ... as numbered in `tower`, and no two have the same."""
         ...

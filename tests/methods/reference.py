@@ -9,30 +9,33 @@ import numpy as np
 
 
 class Row(NamedTuple):
-    """One row, cut to its real tokens. `heads` is the attention [N, L, L] of the layer before the stage."""
+    """One row, cut to its real tokens. `heads` is the attention [N, L, L] of the layer before the stage, `next_heads`
+    that of the layer after it."""
 
     visual: np.ndarray  # [V, D]
     raters: np.ndarray  # [R, D]
     visual_slot: np.ndarray
     rater_slot: np.ndarray
     heads: np.ndarray
+    next_heads: np.ndarray
     keys: np.ndarray  # [L, K, H], of the language model
-    cls_attention: np.ndarray | None
-    tower_keys: np.ndarray | None  # [V, N, H]
     size: np.ndarray | None
+    order: np.ndarray | None
     step: int
 
 
 def rows_of(world) -> list[Row]:
-    stream, attention, images = world
+    stream, attention, images, following = world
     rows = []
     for b, length in enumerate(np.asarray(stream.length)):
         cut = lambda x, b=b, length=length: np.asarray(x[b, :length], np.float64)  # noqa: E731
         visual, raters = (np.flatnonzero(np.asarray(mask[b])) for mask in (stream.is_visual, stream.is_rater))
-        tower = [None if x is None else np.asarray(x[b, : len(visual)], np.float64) for x in images]
+        tower = [None if x is None else np.asarray(x[b, : len(visual)], np.float64) for x in images[2:]]
         hidden, keys = cut(stream.hidden), cut(attention.k)
         heads = causal_attention(cut(attention.q), keys)
-        rows.append(Row(hidden[visual], hidden[raters], visual, raters, heads, keys, *tower, step=16))
+        q, k = (np.reshape(hidden @ np.float64(weight), (len(hidden), -1, keys.shape[2])) for weight in following)
+        maps = heads, causal_attention(q, k)
+        rows.append(Row(hidden[visual], hidden[raters], visual, raters, *maps, keys, *tower, step=16))
     return rows
 
 
@@ -56,6 +59,10 @@ def top(scores, count: int) -> list[int]:
 
 def by_last_token(row: Row, count: int) -> list[int]:
     return top(row.heads[:, row.rater_slot[-1]].mean(axis=0)[row.visual_slot], count)
+
+
+def by_next_layer(row: Row, count: int) -> list[int]:
+    return top(row.next_heads[:, row.rater_slot[-1]].mean(axis=0)[row.visual_slot], count)
 
 
 def by_raters(row: Row) -> np.ndarray:
@@ -107,12 +114,13 @@ def dart(row: Row, count: int) -> list[int]:
     image = top(norm[row.visual_slot], 4)
     text = top(norm[row.rater_slot], 4)
     chosen = image[:count]
+    weight = 1 + np.arange(row.visual.shape[1])  # of the final norm; cosines do not see the length that it divides by
     pivots = [row.visual[i] for i in image] + [row.raters[i] for i in text]
-    wanted = count - len(chosen)
-    for turn in range(wanted):
-        pivot = pivots[turn * len(pivots) // wanted]
-        free = [i for i in range(len(row.visual)) if i not in chosen]
-        chosen.append(min(free, key=lambda i, pivot=pivot: (cosine(row.visual[i], pivot), i)))
+    each = -(-(count - len(chosen)) // len(pivots))
+    for pivot in pivots:
+        likeness = {i: cosine(v * weight, pivot * weight) for i, v in enumerate(row.visual) if i not in chosen}
+        least = sorted(likeness, key=lambda i, likeness=likeness: (likeness[i], i))
+        chosen += least[: min(each, count - len(chosen))]
     return chosen
 
 
@@ -128,42 +136,8 @@ def uniform(row: Row, count: int) -> list[int]:
     return turns[:count]
 
 
-def visionzip(row: Row, count: int) -> tuple[list[int], list[np.ndarray]]:
-    """Kept tokens and contextual ones."""
-    assert row.cls_attention is not None and row.tower_keys is not None
-    dominant = top(row.cls_attention, count)
-    rest = [i for i in range(len(row.visual)) if i not in dominant]
-    number = min(int(np.ceil(count * 10 / 54)), len(rest))
-    targets = rest[:: max(len(rest) // number, 1)][:number] if number else []
-    keys = row.tower_keys.mean(axis=1)
-    groups = {target: [target] for target in targets}
-    for i in rest:
-        if i not in groups and targets:
-            groups[max(targets, key=lambda t, i=i: cosine(keys[i], keys[t]))].append(i)
-    return dominant, [row.visual[group].mean(axis=0) for group in groups.values()]
-
-
-def prumerge_plus(row: Row, count: int, neighbours: int = 32) -> tuple[list[int], dict[int, np.ndarray]]:
-    """Kept tokens and what each becomes."""
-    assert row.cls_attention is not None and row.tower_keys is not None
-    outliers = []
-    for image in range(0, len(row.visual), row.step):
-        low, high = np.percentile(row.cls_attention[image : image + row.step], [25, 75])
-        limit = high + 1.5 * (high - low)
-        outliers += [image + i for i in range(row.step) if row.cls_attention[image + i] > limit]
-    attention = row.cls_attention
-    outliers.sort(key=lambda i: -attention[i])
-    kept = (outliers + [i for i in uniform(row, len(row.visual)) if i not in outliers])[:count]
-    keys = row.tower_keys.reshape(len(row.visual), -1)
-    dropped = [i for i in range(len(row.visual)) if i not in kept]
-    becomes = {}
-    for i in kept:
-        group = [i, *sorted(dropped, key=lambda j, i=i: -cosine(keys[i], keys[j]))[:neighbours]]
-        weight = row.cls_attention[group]
-        becomes[i] = (weight[:, None] * row.visual[group]).sum(axis=0) / weight.sum()
-    return kept, becomes
-
-
-def tome(row: Row, count: int) -> list[int]:
-    assert row.size is not None
-    return [int(i) for i in np.flatnonzero(row.size)][:count]
+def in_the_tower(row: Row, count: int) -> list[int]:
+    """The places that the tower has filled, in its order, image by image."""
+    assert row.size is not None and row.order is not None
+    filled = [int(i) for i in np.flatnonzero(row.size)]
+    return sorted(filled, key=lambda i: (i // row.step, row.order[i]))[:count]

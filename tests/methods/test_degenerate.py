@@ -16,7 +16,8 @@ from .world import BUCKET, DEPTH, DIM, IMAGES, STEP, make_world, pruned, run_sta
 
 PRUNED = sorted(set(methods.METHODS) - {"dense"})
 IS_EVEN = ("random", "uniform")
-PLACES_MATTER = (*IS_EVEN, "prumerge-plus", "sparsevlm-plus", "tome")  # so that equal tokens are no tie
+IN_THE_TOWER = [name for name in PRUNED if pruned(name).merging]
+PLACES_MATTER = (*IS_EVEN, *IN_THE_TOWER, "sparsevlm-plus")  # so that equal tokens are no tie
 
 
 def check(world, plan, decision, left):
@@ -53,7 +54,7 @@ def test_half_precision_gives_the_counts_of_single(name):
     check(world, plan, decision, left)
 
 
-@pytest.mark.parametrize("name", [name for name in PRUNED if name != "tome"])
+@pytest.mark.parametrize("name", [name for name in PRUNED if name not in IN_THE_TOWER])
 @pytest.mark.parametrize("kept", [0, 1])
 def test_one_token_or_none(name, kept):
     config = pruned(name)
@@ -111,8 +112,8 @@ def test_options_out_of_range_are_refused():
     for name, option in (("fastv", {"layer": 0}), ("dart", {"layer": 0}), ("dart", {"image_pivots": 0})):
         with pytest.raises(ValueError, match=r"got .*0"):
             pruned(name, **option)
-    with pytest.raises(ValueError, match="contextual must be a whole number >= 1, got 0"):
-        pruned("visionzip", contextual=0)
+    with pytest.raises(ValueError, match="dominant must be a whole number >= 1, got 0"):
+        pruned("visionzip", dominant=0)
     with pytest.raises(ValueError, match="power"):
         pruned("sparsevlm-diverse", power=-1.0)
     with pytest.raises(ValueError, match="method must be one of .*divprune.* got 'magic'"):
@@ -128,7 +129,7 @@ def test_a_method_is_a_value():
 def test_the_stage_does_not_look_at_padding():
     world = make_world(pruned("cdpruner"))
     loud = world.stream._replace(hidden=jnp.where(jnp.abs(world.stream.hidden) > 100, jnp.nan, world.stream.hidden))
-    for name in ("cdpruner", "divprune", "prumerge-plus"):
+    for name in ("cdpruner", "divprune", "dart"):
         config = pruned(name)
         mine = world._replace(stream=loud._replace(is_rater=make_world(config).stream.is_rater))
         _, decision, left, _ = run_stage(mine, config)

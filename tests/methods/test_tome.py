@@ -15,11 +15,11 @@ __all__ = ["model"]
 
 
 def merged_by_hand(x, metric, size, count):
-    """Section 3 of the paper, pair by pair; order of the places kept."""
+    """Section 3 of the paper, pair by pair: what is left of A, then B."""
     a, b = range(0, len(x), 2), range(1, len(x), 2)
     pairs = {i: max(b, key=lambda j, i=i: (reference.cosine(metric[i], metric[j]), -j)) for i in a if i != 0}
     closest = sorted(pairs, key=lambda i: (-reference.cosine(metric[i], metric[pairs[i]]), i))[: len(x) - count]
-    groups = {i: [i] for i in range(len(x)) if i not in closest}
+    groups = {i: [i] for i in [*a, *b] if i not in closest}
     for i in closest:
         groups[pairs[i]].append(i)
     mean = [(size[g][:, None] * x[g]).sum(axis=0) / size[g].sum() for g in groups.values()]
@@ -83,8 +83,9 @@ def test_the_whole_tower_is_the_papers(model):
     for image in range(2):
         _, size, places = tower_by_hand(model, pixels[image], counts)
         filled = np.flatnonzero(np.asarray(images.context.size[image]))
-        assert filled.tolist() == places.tolist()
-        np.testing.assert_array_equal(images.context.size[image][filled], size)
+        assert filled.tolist() == sorted(places)
+        np.testing.assert_array_equal(images.context.size[image][places], size)
+        assert images.context.order[image][places].tolist() == list(range(len(places)))
         assert not images.features[image][np.asarray(images.context.size[image]) == 0].any()
 
 

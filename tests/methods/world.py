@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsevlm_jax import methods
-from sparsevlm_jax.methods import Amount
+from sparsevlm_jax.methods import TokenBudget
 from sparsevlm_jax.sparsify import (
+    Ahead,
     Attention,
     Bucket,
     Decision,
@@ -31,7 +32,7 @@ HEADS, KV_HEADS, HEAD_DIM, DIM, TOWER_HEADS, TOWER_DIM = 4, 2, 8, 12, 2, 6
 BEFORE, QUESTION, IMAGES = (2, 1, 3), (5, 6, 4), (2, 1, 0)  # of each row: words before the images, after, images
 
 
-def pruned(name: str, tokens: Amount = 10, **options) -> SparsityConfig:
+def pruned(name: str, tokens: TokenBudget = 10, **options) -> SparsityConfig:
     """A method that is not dense."""
     config = methods.METHODS[name](tokens, **options)
     assert config is not None
@@ -39,9 +40,25 @@ def pruned(name: str, tokens: Amount = 10, **options) -> SparsityConfig:
 
 
 class World(NamedTuple):
+    """`following`: the next layer's query and key projections [D, N H] and [D, K H]."""
+
     stream: TokenStream
     attention: Attention
     images: ImageContext
+    following: tuple[jax.Array, jax.Array]
+
+    def ahead(self) -> Ahead:
+        """A next layer without RoPE, and a final norm to unit length whose weights grow from feature to feature."""
+
+        def attention(hidden, position_ids):
+            q, k = (jnp.matmul(hidden, weight).reshape(*hidden.shape[:2], -1, HEAD_DIM) for weight in self.following)
+            return Attention(q, k, 1e4)
+
+        def norm(hidden):
+            length = jnp.linalg.norm(hidden.astype(jnp.float32), axis=-1, keepdims=True)
+            return hidden / length * (1 + jnp.arange(hidden.shape[-1]))
+
+        return Ahead(attention, norm)
 
 
 def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same: bool = False) -> World:
@@ -63,12 +80,13 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
     if same:
         hidden[is_visual], q[:], k[:], cls_attention[:], keys[:] = 1.0, 0.0, 1.0, 0.5, 1.0
     if config.merging is not None:  # what a tower that merges would have left
-        size = np.zeros((rows, 2 * STEP))
+        size, order = np.zeros((rows, 2 * STEP)), np.zeros((rows, 2 * STEP), np.int32)
         for row, images in enumerate(IMAGES):
             for image in range(images):
                 kept = rng.choice(STEP, config.merging.budget.of(STEP), replace=False)  # type: ignore[attr-defined]
                 size[row, image * STEP + kept] = 1 + rng.integers(0, 3, len(kept))
-        context = ImageContext(size=jnp.asarray(size, jnp.float32))
+                order[row, image * STEP + kept] = np.arange(len(kept))
+        context = ImageContext(size=jnp.asarray(size, jnp.float32), order=jnp.asarray(order))
     else:
         context = ImageContext(jnp.asarray(cls_attention, jnp.float32), jnp.asarray(keys, dtype))
     positions = np.broadcast_to(np.arange(length), is_visual.shape)
@@ -79,7 +97,9 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
         jnp.asarray(is_rater),
         jnp.asarray(lengths),
     )
-    return World(stream, Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), 1e4), context)
+    shapes = [(DIM, heads * HEAD_DIM) for heads in (HEADS, KV_HEADS)]
+    following = tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    return World(stream, Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), 1e4), context, following)
 
 
 class StageRun(NamedTuple):
@@ -98,5 +118,6 @@ def run_stage(world: World, config: SparsityConfig) -> StageRun:
 def _run_stage(world: World, config: SparsityConfig):
     plan = config.plan(DEPTH, BUCKET)[0]
     attention = None if plan.layer < 0 else world.attention
-    decision = decide(world.stream, attention, world.stream.is_visual.sum(axis=1), plan, config, world.images)
+    total = world.stream.is_visual.sum(axis=1)
+    decision = decide(world.stream, attention, total, plan, config, world.images, world.ahead())
     return decision, *apply(world.stream, decision, plan, config)

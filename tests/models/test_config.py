@@ -232,7 +232,8 @@ def test_ropes_frequencies_are_those_of_transformers_in_every_spelling(spelling,
     theirs: Any = transformers.AutoConfig.for_model(**config)
     expected = LlamaRotaryEmbedding(theirs).inv_freq
     assert expected.dtype == torch.float32 and ours.inverse_frequencies().dtype == np.float32
-    np.testing.assert_allclose(ours.inverse_frequencies(), expected.numpy(), rtol=2.5e-7)
+    # Powers of float32 differ between processors: PyTorch's are up to 6 units in the last place off on some.
+    np.testing.assert_allclose(ours.inverse_frequencies(), expected.numpy(), rtol=8e-7)
     assert LlamaConfig.from_hf(ours.to_hf()) == ours
 
 

@@ -75,10 +75,23 @@ def test_kept_tokens_are_for_each_row_whatever_its_images():
 def test_kept_tokens_need_one_number_a_stage():
     with pytest.raises(ValueError, match=r"pruning layers \(1, 3\), got \(5,\)"):
         KeptTokens((5,)).table(geometry(1, 3), None)
-    wrong: Any = ((), (-1,), (2.5,))
-    for kept in wrong:
-        with pytest.raises(ValueError, match="kept.* must be a (whole number >= 0|list of at least 1)"):
+    wrong: Any = {(): "list of at least 1", (-1,): "whole number >= 0", (2.5,): "number of kept tokens .* or a share"}
+    for kept, expected in wrong.items():
+        with pytest.raises(ValueError, match=f"kept.* must be a {expected}"):
             KeptTokens(kept)
+
+
+def test_kept_tokens_are_numbers_or_shares_of_the_prompts_and_may_be_all():
+    parsed = [KeptTokens.parse(kept) for kept in ("1/2, 1/4,0.125", (Fraction(1, 2), 0.25, Share("1/8")))]
+    assert parsed[0] == parsed[1] and parsed[0].number(1) is None
+    assert parsed[0].table(Geometry(32, (7, 15, 23), 1152, 576), None).tolist() == [
+        [0, 288, 576],
+        [0, 144, 288],
+        [0, 72, 144],
+    ]
+    assert KeptTokens.parse("576").table(Geometry(32, (1,), 576, 576), None).tolist() == [[0, 576]]
+    assert KeptTokens((576,)).table(Geometry(32, (1,), 576, 576), None).tolist() == [[0, 575]]
+    assert KeptTokens.parse(192) == KeptTokens.parse("192") == KeptTokens.parse([192])
 
 
 def inputs_of_ranks(ranks, visual: int) -> CountInputs:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevlm_jax import methods, sparsify
-from sparsevlm_jax.methods import tome, visionzip
+from sparsevlm_jax.methods import dart, prumerge, tome, visionzip
 from sparsevlm_jax.methods.tome import PerImage
 from sparsevlm_jax.sparsify import Bucket, Geometric, KeptTokens, RankScale, RaterScore, Share, SparsityConfig, Tokens
 from sparsevlm_jax.sparsify.config import StagePlan
@@ -65,13 +65,16 @@ def parts() -> list[type]:
 
 BASES: dict[str, Any] = {
     "Anchors": V15,
+    "DominantAndContextual": visionzip.DominantAndContextual(PerImage(5)),
     "KeptTokens": KeptTokens((9, 5)),
+    "OutliersAndGrid": prumerge.OutliersAndGrid(PerImage(5)),
     "PerImage": PerImage(5),
     "RankDeficit": sparsify.RankDeficit(0.5),
     "Share": Share(Fraction(1, 2)),
     "SparsityConfig": SparsityConfig.sparsevlm(9),
     "TokenMerging": tome.TokenMerging(PerImage(5)),
     "Tokens": Tokens(9),
+    "WholeParts": dart.WholeParts(Tokens(9)),
 }
 FIELDS = [(kind, field.name) for kind in parts() for field in dataclasses.fields(kind)]
 
@@ -147,7 +150,6 @@ PARTS: dict[str, st.SearchStrategy] = {
     "recycle": st.one_of(
         st.none(),
         st.builds(dict, kind=st.just(sparsify.Recycle), candidates=leaf, cluster_size=leaf, size_aware=leaf),
-        st.builds(dict, kind=st.just(visionzip.Contextual), dominant=leaf, contextual=leaf),
     ),
     "select": st.builds(dict, kind=st.just(sparsify.Determinantal), power=leaf, centred=leaf, ridge=leaf),
     "layers": st.one_of(st.none(), st.sampled_from([(2, 6, 15), (2.0, 6, 15), (np.int64(2), 6, 15), [2, 6, 15]])),
