@@ -303,7 +303,8 @@ def main() -> None:
         else cells(examiner, args.methods, args.shares, args.questions, args.others, args.every_position)
     )
     todo = todo[:3] if args.quick else todo
-    record = opened(args.out / "results.json", examiner, str(args.model))
+    model = "bundled" if args.model == CHECKPOINT else str(args.model)
+    record = opened(args.out / "results.json", examiner, model)
     results, dense, text = [], np.zeros(0), ""
     for cell in todo:
         entry = record["cells"].get(cell.key)

@@ -67,9 +67,9 @@ def cdpruner(tokens: TokenBudget = 192) -> SparsityConfig:
     """CDPruner (arXiv 2506.10967): before the language model, different tokens close to the question.
 
     Greedy MAP of the determinantal point process with kernel r_i cos_ij r_j, r the relevance scaled to (0, 1]. The
-    paper takes the relevance from CLIP's text tower, which LLaVA checkpoints do not carry, and the cosines from the
-    tower's features. Here both come from what the language model reads: relevance is the mean cosine of a projected
-    visual embedding to the question's token embeddings, a weaker signal: projectors are not trained to align these.
+    paper takes the relevance from CLIP's text tower, which LLaVA checkpoints do not carry. Here it comes from what the
+    language model reads: the mean cosine of a projected visual embedding to the question's token embeddings, a weaker
+    signal: projectors are not trained to align these.
     """
     return _before(tokens, QuestionSimilarity(), Determinantal(), "cdpruner")
 
