@@ -109,7 +109,7 @@ def cells(side: int, count: int) -> tuple[Float64[np.ndarray, "K V"], Int64[np.n
     rows = max(1, math.floor(math.sqrt(count) + 0.5))
     ends = [count * row // rows for row in range(rows + 1)]
     areas, places = [], []
-    for row, columns in enumerate(np.diff(ends)):
+    for row, columns in enumerate(np.diff(ends).tolist()):
         across, down = _overlap(side, columns), _overlap(side, rows)[row]
         areas += [np.outer(down, cell).reshape(-1) for cell in across]
         middle = math.floor((row + 0.5) * side / rows) * side

@@ -170,7 +170,7 @@ class KeptTokens:
         rows, counts = geometry.row_counts, []
         for stage, amount in enumerate(self.kept):
             now = simulate(np.array(counts).reshape(stage, -1), rows, rest).leaving[-1] if counts else rows
-            wanted = [amount.of(row) for row in rows] if isinstance(amount, Share) else amount
+            wanted = [amount.of(row) if isinstance(amount, Share) else int(amount) for row in rows]
             counts.append(np.clip(wanted, 0, np.maximum(now - self.least_dropped, 0)))
         return np.array(counts)
 

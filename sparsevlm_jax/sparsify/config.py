@@ -219,7 +219,9 @@ class SparsityConfig:
         """Whether a stage looks at hidden states of tokens that it drops. Where score, select and recycle all say no (a
         subclass says so anew), the pruning layer's feed-forward waits for the decision and leaves those tokens out."""
         parts = (self.score, self.select, *([self.recycle] if self.recycle else []))
-        return any(part.reads_hidden if "reads_hidden" in vars(type(part)) else True for part in parts)
+        return any(
+            getattr(part, "reads_hidden", True) if "reads_hidden" in vars(type(part)) else True for part in parts
+        )
 
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
         return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.visual_step)

@@ -93,6 +93,7 @@ def pyramiddrop(recording: Recording) -> list[str]:
     sparsity = method("pyramiddrop", ratios=(float(recording["ratios"][1] / recording["ratios"][0]), 0.1, 0.1))
     layer = sparsity.pruning_layers(depth)[0] + 1
     following = lm.language_model.layers[layer]
+    assert following.input_layernorm.scale is not None
     following.input_layernorm.scale.set_value(jnp.asarray(recording["input_layernorm"]))
     following.self_attn.q_proj.kernel.set_value(jnp.asarray(recording["q_proj"]))
     following.self_attn.k_proj.kernel.set_value(jnp.asarray(recording["k_proj"]))

@@ -140,4 +140,5 @@ def in_the_tower(row: Row, count: int) -> list[int]:
     """The places that the tower has filled, in its order, image by image."""
     assert row.size is not None and row.order is not None
     filled = [int(i) for i in np.flatnonzero(row.size)]
-    return sorted(filled, key=lambda i: (i // row.step, row.order[i]))[:count]
+    turn = row.order
+    return sorted(filled, key=lambda i: (i // row.step, turn[i]))[:count]

@@ -74,9 +74,9 @@ def prumerge_plus(hidden, query, keys, count: int) -> tuple[list[np.ndarray], li
     for i in kept:
         near = top([-np.inf if i == j else cosine(keys[1 + i], keys[1 + j]) for j in range(PATCHES)], PATCHES)
         near = near[: min(32, PATCHES - 1)]
-        tokens.append(hidden[1 + i] + sum(attention[j] * hidden[1 + j] for j in near))
+        tokens.append(hidden[1 + i] + attention[near] @ hidden[1:][near])
     dropped = [i for i in range(PATCHES) if i not in kept]
-    return [*tokens, sum(attention[j] * hidden[1 + j] for j in dropped)], [1 + i for i in kept]
+    return [*tokens, attention[dropped] @ hidden[1:][dropped]], [1 + i for i in kept]
 
 
 @functools.partial(jax.jit, static_argnames=("merging", "count"))

@@ -97,9 +97,8 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
         jnp.asarray(is_rater),
         jnp.asarray(lengths),
     )
-    shapes = [(DIM, heads * HEAD_DIM) for heads in (HEADS, KV_HEADS)]
-    following = tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
-    return World(stream, Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), 1e4), context, following)
+    q_proj, k_proj = (jnp.asarray(rng.normal(size=(DIM, heads * HEAD_DIM)), dtype) for heads in (HEADS, KV_HEADS))
+    return World(stream, Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), 1e4), context, (q_proj, k_proj))
 
 
 class StageRun(NamedTuple):

@@ -82,7 +82,7 @@ def test_kept_tokens_need_one_number_a_stage():
 
 
 def test_kept_tokens_are_numbers_or_shares_of_the_prompts_and_may_be_all():
-    parsed = [KeptTokens.parse(kept) for kept in ("1/2, 1/4,0.125", (Fraction(1, 2), 0.25, Share("1/8")))]
+    parsed = [KeptTokens.parse(kept) for kept in ("1/2, 1/4,0.125", (Fraction(1, 2), 0.25, Share(Fraction(1, 8))))]
     assert parsed[0] == parsed[1] and parsed[0].number(1) is None
     assert parsed[0].table(Geometry(32, (7, 15, 23), 1152, 576), None).tolist() == [
         [0, 288, 576],
