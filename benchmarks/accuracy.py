@@ -193,6 +193,18 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def share_table(results: list[Result]) -> str:
+    """Accuracy of dense in percent and its interval, a line for each method and way to number positions."""
+    shares = list(dict.fromkeys(r.share for r in results if r.method != "dense"))
+    found = {(r.method, r.positions, r.share): r for r in results if r.method != "dense"}
+    lines = ["| method | positions | " + " | ".join(shares) + " |", "|---" * (len(shares) + 2) + "|"]
+    for method, positions in dict.fromkeys((method, positions) for method, positions, _ in found):
+        own = [found.get((method, positions, share)) for share in shares]
+        texts = (f"{100 * r.of_dense:.1f} ({100 * r.low:.0f} to {100 * r.high:.0f})" if r else "" for r in own)
+        lines.append(f"| {method} | {positions} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
 def kinds_table(results: list[Result]) -> str:
     kinds = list(results[0].by_kind)
     lines = ["| method | budget | positions | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 3) + "|"]
@@ -245,7 +257,7 @@ def opened(path: Path, examiner: Examiner, model: str) -> dict[str, Any]:
 
 def write(folder: Path, record: dict[str, Any], results: list[Result]) -> str:
     """Tables and raw answers of the cells so far."""
-    text = f"{table(results)}\n\n{kinds_table(results)}\n"
+    text = f"{share_table(results)}\n\n{table(results)}\n\n{kinds_table(results)}\n"
     (folder / "results.md").write_text(text)
     new = folder / "results.json.new"  # a run may be cut short at any time
     new.write_text(json.dumps(record) + "\n")

@@ -188,12 +188,14 @@ def test_a_budget_of_fewer_tokens_than_the_first_layers_see_anyway_is_refused(vl
         sv.generate(vlm, "What is it?", PHOTO, sparsity=SparsityConfig.sparsevlm(tokens=tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [8, 12])
 def test_a_budget_that_can_be_met_is_met(vlm, tokens):
     out = sv.generate(vlm, "What is it?", PHOTO, sparsity=SparsityConfig.sparsevlm(tokens=tokens), max_new_tokens=2)
     assert tokens - 0.5 < out.report.mean_after_layers <= tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sparsevlm", "fastv", "tome"])
 def test_a_budget_above_what_there_is_prunes_nothing_and_says_so_once(vlm, method):
     config = methods.create(method, 17)

@@ -47,6 +47,7 @@ def test_no_images_are_padded_to_none():
     assert rung(0) == 0
 
 
+@pytest.mark.slow
 def test_rows_of_padding_change_no_answer_and_no_report(vlm):
     options: Any = dict(sparsity=HALF, max_new_tokens=6)
     five = Run(vlm, PROMPTS, IMAGES, HALF, 6)

@@ -11,6 +11,8 @@ from sparsevlm_jax.bucketed import ladder
 from sparsevlm_jax.run import Run
 from sparsevlm_jax.sparsify import RankScale, SparsityConfig
 
+pytestmark = pytest.mark.slow
+
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8) for seed in (0, 1)]
 PROMPTS = ["What is written on the blue sign?", "how many dogs?", "a red car <image> and a bicycle <image> where?"]
 IMAGES = [PICTURES[0], None, PICTURES]

@@ -202,6 +202,7 @@ gc.collect()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
 @pytest.mark.parametrize("limit", [100, 5_000, 100_000])
 def test_a_disk_that_takes_no_more_is_one_sentence_and_leaves_nothing(tiny_checkpoint, tmp_path, limit):
@@ -213,6 +214,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_leaves_nothing(tiny_check
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(kill_conversion.os, "fork"), reason="no fork here")
 def test_a_conversion_killed_at_20_moments_leaves_the_old_state_or_the_new(tmp_path):
     found = kill_conversion.run(tmp_path, count=20, seed=0)

@@ -46,6 +46,7 @@ def test_another_budget_is_another_prefill(vlm):
     assert (programs()[0], programs()[1]) == (before[0], before[1] + 1)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_prompts_one_by_one(vlm):
     together = sv.generate(vlm, PROMPTS, IMAGES, sparsity=HALF, max_new_tokens=6)
     for prompt, image, row in zip(PROMPTS, IMAGES, together, strict=True):
@@ -54,6 +55,7 @@ def test_a_batch_is_its_prompts_one_by_one(vlm):
         assert alone.report.visual_tokens == row.report.visual_tokens
 
 
+@pytest.mark.slow
 def test_draws_of_a_row_do_not_depend_on_the_batch(vlm):
     together = sv.generate(vlm, PROMPTS, IMAGES, seed=[1, 2, 3], **SAMPLED)
     for seed, prompt, image, row in zip([1, 2, 3], PROMPTS, IMAGES, together, strict=True):

@@ -78,6 +78,7 @@ def test_keeping_every_token_is_the_dense_model(params):
     assert relative_error(kept.logits, dense.logits) < 1e-6
 
 
+@pytest.mark.slow
 def test_jit_computes_what_eager_does(params):
     rows, bucket = ROWS[:1], Bucket(8, STEP, STEP)
     once = SparsityConfig(budget=KeptTokens((9,)), layers=(0,))
@@ -104,6 +105,7 @@ def assert_same_answer(together, b, alone):
 rows_drawn = st.builds(Row, st.integers(0, 99), st.integers(0, 16), st.integers(0, 2), st.integers(1, 8))
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     rows=st.tuples(rows_drawn, rows_drawn, rows_drawn),
@@ -116,6 +118,7 @@ def test_a_batch_is_its_rows_one_by_one(params, rows, name, text):
         assert_same_answer(together, b, ask(params, [row], METHODS[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_long_text_without_image_beside_images(params, name):
     rows = [Row(5, 19, 0, 5), Row(6, 0, 2, 1), Row(7, 0, 1, 3)]
@@ -131,6 +134,7 @@ def test_a_row_in_its_tightest_bucket_is_the_same_row(params):
     assert_same_answer(ask(params, [row], METHODS["kept"]), 0, tight)
 
 
+@pytest.mark.slow
 def test_rows_end_by_themselves_and_are_padded_behind(params):
     bucket = BUCKET
     _, greedy = ask(params, ROWS, METHODS["half"])
@@ -202,6 +206,7 @@ def test_full_size_models_trace_prefill_and_decode(size, tokens):
     assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(lambda leaf: leaf.shape, out.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 def test_half_precision_weights_make_half_precision_products(name):
     config, bucket, dtype = llava_15("7B", num_hidden_layers=12), Bucket(64, 576, 576), jnp.bfloat16
@@ -274,6 +279,7 @@ LEAVE_OUT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEAVE_OUT)
 def test_what_nobody_reads_need_not_run(params, name):
     """A traced prefill runs every feed-forward on every token, for the trace has them all; the answer is the same."""

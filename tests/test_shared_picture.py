@@ -9,6 +9,8 @@ from sparsevlm_jax.processing import Processor
 from sparsevlm_jax.sparsify import SparsityConfig
 from tests.tiny import random_image
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ["what is written on the blue sign?", "how many dogs?", "a red car"]
 
 

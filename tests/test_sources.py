@@ -277,6 +277,7 @@ class TestHub:
 class TestPaths:
     """A checkpoint is written and found under whatever path a user gives it."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "target",
         (

@@ -35,11 +35,11 @@ def fastv(tokens: TokenBudget = 192, *, layer: int = 2) -> SparsityConfig:
 
 @method
 def pyramiddrop(tokens: TokenBudget = 192, *, ratios: Sequence[Amount] | None = None) -> SparsityConfig:
-    """PyramidDrop (arXiv 2410.17247): a like share after 1/4, 1/2 and 3/4 of the layers, by the last token's attention.
+    """PyramidDrop (arXiv 2410.17247): after 1/4, 1/2 and 3/4 of the layers, by the last token's attention.
 
-    Stages end after 8, 16 and 24 of 32 layers; each ranks by the next layer's query and key projections of its tokens;
-    positions are renumbered. The first quarter of the layers sees all tokens, so a budget below a quarter of them
-    cannot be met.
+    Stages end after 8, 16 and 24 of 32 layers and keep a like share; each ranks by the next layer's query and key
+    projections of its tokens; positions are renumbered. The first quarter of the layers sees all tokens, so a budget
+    below a quarter of them cannot be met.
 
     Args:
         ratios: the paper's, in place of `tokens`: the share of the image that each stage keeps. (1/2, 1/4, 1/8), its

@@ -85,8 +85,19 @@ def test_an_option_that_is_none_is_one_line(run, no_model, method, option, words
 def test_methods_json_has_the_options_and_their_defaults(run):
     listed = json.loads(run("methods", "--json")[1])
     assert listed.keys() == methods.METHODS.keys()
-    assert listed["dart"]["options"] == {"layer": 2, "image_pivots": 4, "text_pivots": 4}
-    assert listed["sparsevlm"] == {"summary": methods.summary("sparsevlm"), "options": {}}
+    common = {"kept": None, "positions": "keep"}
+    own = {"layer": 2, "image_pivots": 4, "text_pivots": 4, "count": "exact"}
+    assert listed["dart"]["options"] == own | common
+    repacked = common | {"positions": "repack"}
+    assert listed["sparsevlm"] == {"summary": methods.summary("sparsevlm"), "options": repacked}
+    assert listed["dense"]["options"] == {}
+
+
+def test_tokens_kept_at_the_stages_are_an_option(run, common):
+    answer = run(*common, "--prompt", "What is it?", "--method", "fastv", "--method-option", "kept=3", "--json")
+    assert answer[0] == 0 and json.loads(answer[1])["report"]["visual_tokens"][-1] == 3
+    both = run(*common, "--prompt", "?", "--method", "fastv", "--method-option", "kept=3", "--tokens", "3")
+    assert both[0] == 2 and "tokens and kept all say how many tokens are kept" in both[2]
 
 
 def test_compare_prints_both_answers_and_their_costs(run, common, tiny_checkpoint, photo):

@@ -125,6 +125,7 @@ def run(argv: list[str], capsys) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_no_command_line_ends_in_a_traceback(seed, places, capsys, monkeypatch, tmp_path, tiny_checkpoint):
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,8 @@ import pytest
 import sparsevlm_jax as sv
 from sparsevlm_jax import vlm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ask(run, tiny_checkpoint, tmp_path):

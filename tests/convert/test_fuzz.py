@@ -6,6 +6,8 @@ import pytest
 
 from tests.convert import fuzz
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

@@ -9,6 +9,8 @@ import pytest
 import sparsevlm_jax as sv
 from sparsevlm_jax.demo import CHECKPOINT, evaluate, language, tokenizer
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 ASKED = [(seed, question) for seed in range(40) for question in evaluate.exam(seed)[1]][:200]
 """Held-out questions, each with the seed of its scene."""

@@ -15,6 +15,8 @@ from sparsevlm_jax.models.llava import encode_images
 from sparsevlm_jax.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket
 
+pytestmark = pytest.mark.slow
+
 CONFIG = language.config(2)
 LESSON = language.Lesson(Mix(signs=(3, 4)), 3, {"word by colour": 1.0, "car": 1.0}, 3.0)
 

@@ -16,6 +16,8 @@ from sparsevlm_jax.models.llava import encode_images
 from sparsevlm_jax.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = language.config(3)
 DATA = language.batch(0, 1, Lesson(Mix(signs=(2, 2)), 2, ALL, 3.0))
 

@@ -10,6 +10,8 @@ from sparsevlm_jax.demo.curriculum import ALL, STAGES, Stage
 from sparsevlm_jax.demo.language import Lesson
 from sparsevlm_jax.demo.world import Mix
 
+pytestmark = pytest.mark.slow
+
 LESSON = Lesson(Mix(signs=(1, 2)), 2, ALL, 3.0)
 TOWER = Stage("tower", 0, 4, LESSON, batch=2, warm_up=1, trains="tower")
 ALIGN = Stage("align", 1, 4, LESSON, batch=2, warm_up=1, trains="projector")

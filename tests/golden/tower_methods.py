@@ -74,32 +74,24 @@ def prumerge_plus(recording: Recording) -> list[str]:
 
 def tome(recording: Recording) -> list[str]:
     x, weight, r = (recording[name] for name in ("x", "metric_weight", "r"))
+    width = x.shape[1]
     step = jax.jit(merge_pairs, static_argnums=2)
 
-    def run(size: np.ndarray, layers: int) -> tuple[MergedTokens, np.ndarray]:
-        place = jnp.arange(len(x))[None]
-        tokens = MergedTokens(jnp.asarray(x)[None], jnp.asarray(size, jnp.float32)[None], place)
-        group = np.arange(len(x))
+    def run(size: np.ndarray, layers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, their sizes, and where each first token is; each has its own number as features, which tell that."""
+        numbered = jnp.concatenate([jnp.asarray(x), jnp.eye(len(x))], axis=1)[None]
+        tokens = MergedTokens(numbered, jnp.asarray(size, jnp.float32)[None], jnp.arange(len(x))[None])
         for _ in range(layers):
-            metric = jnp.matmul(tokens.hidden, weight, precision=jax.lax.Precision.HIGHEST)
-            merged = step(tokens, metric, tokens.hidden.shape[1] - int(r))
-            group = _group(np.asarray(tokens.hidden[0]), metric, merged, group)
-            tokens = merged
-        return tokens, group
+            metric = jnp.matmul(tokens.hidden[..., :width], weight, precision=jax.lax.Precision.HIGHEST)
+            tokens = step(tokens, metric, tokens.hidden.shape[1] - int(r))
+        hidden, sizes = np.asarray(tokens.hidden[0]), np.asarray(tokens.size[0])
+        return hidden[:, :width], sizes, np.argmax(hidden[:, width:], axis=0)
 
-    once, group = run(recording["size"], 1)
-    found = differences({"x_1": once.hidden[0], "size_1": once.size[0], "group_1": group}, recording)
-    often, group = run(np.ones(len(x)), int(recording["layers"]))
-    return found + differences({"x_n": often.hidden[0], "size_n": often.size[0], "group_n": group}, recording)
-
-
-def _group(hidden: np.ndarray, metric: jax.Array, merged: MergedTokens, group: np.ndarray) -> np.ndarray:
-    """Where each first token is after a step: one-hot tokens of the same metric tell."""
-    count = merged.hidden.shape[1]
-    one_hot = jnp.eye(len(hidden))[None]
-    places = jnp.arange(len(hidden))[None]
-    told = merge_pairs(MergedTokens(one_hot, jnp.ones((1, len(hidden))), places), metric, count)
-    return np.argmax(np.asarray(told.hidden[0]), axis=0)[group]
+    found = []
+    for suffix, run_of in (("1", (recording["size"], 1)), ("n", (np.ones(len(x)), int(recording["layers"])))):
+        outputs = zip(("x", "size", "group"), run(*run_of), strict=True)
+        found += differences({f"{name}_{suffix}": value for name, value in outputs}, recording)
+    return found
 
 
 CHECKS: dict[str, Callable[[Recording], list[str]]] = {

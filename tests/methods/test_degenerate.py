@@ -32,6 +32,7 @@ def check(world, plan, decision, left):
         assert int(left.length[row]) - int(left.is_visual[row].sum()) == text, "no word is lost"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRUNED)
 def test_equal_tokens_with_equal_scores(name):
     config = pruned(name)
@@ -45,6 +46,7 @@ def test_equal_tokens_with_equal_scores(name):
     np.testing.assert_allclose(hidden, 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRUNED)
 def test_half_precision_gives_the_counts_of_single(name):
     config = pruned(name)
@@ -54,6 +56,7 @@ def test_half_precision_gives_the_counts_of_single(name):
     check(world, plan, decision, left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PRUNED if name not in IN_THE_TOWER])
 @pytest.mark.parametrize("kept", [0, 1])
 def test_one_token_or_none(name, kept):

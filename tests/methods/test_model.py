@@ -15,6 +15,8 @@ from sparsevlm_jax.models.llava import LlavaConfig
 from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
+pytestmark = pytest.mark.slow
+
 IMAGE_ID, STEP = 63, 16
 CONFIG = LlavaConfig(
     vision=ClipVisionConfig(32, 48, 4, 2, image_size=28, patch_size=7),

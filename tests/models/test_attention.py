@@ -26,6 +26,7 @@ def plain(q, k, v, length: int) -> np.ndarray:
     return np.einsum("NTS,SNH->TNH", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [2, 4, 21, 128])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_causal_attention_is_the_plain_formula_on_valid_rows_and_finite_elsewhere(monkeypatch, kv_heads, block):

@@ -24,6 +24,8 @@ from sparsevlm_jax.sources import load_checkpoint
 from tests.parity import Pair, assert_close, torch_inputs
 from tests.tiny import IMAGE_SIZE, random_image, save_llava, tiny_llava, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = 16
 PROMPTS = (
     "What is written on the blue sign?",

@@ -185,6 +185,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_template_ends_within_seconds_and_megabytes_in_one_error(template):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()

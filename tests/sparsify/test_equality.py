@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevlm_jax import methods, sparsify
-from sparsevlm_jax.methods import dart, prumerge, tome, visionzip
+from sparsevlm_jax.methods import dart, plain, prumerge, tome, visionzip
 from sparsevlm_jax.methods.tome import PerImage
 from sparsevlm_jax.sparsify import Bucket, Geometric, KeptTokens, RankScale, RaterScore, Share, SparsityConfig, Tokens
 from sparsevlm_jax.sparsify.config import StagePlan
@@ -65,6 +65,7 @@ def parts() -> list[type]:
 
 BASES: dict[str, Any] = {
     "Anchors": V15,
+    "CellMeans": plain.CellMeans(PerImage(5)),
     "DominantAndContextual": visionzip.DominantAndContextual(PerImage(5)),
     "KeptTokens": KeptTokens((9, 5)),
     "OutliersAndGrid": prumerge.OutliersAndGrid(PerImage(5)),

@@ -87,6 +87,7 @@ rows_drawn = st.builds(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @given(rows=st.tuples(rows_drawn, rows_drawn, rows_drawn))
 def test_a_row_is_pruned_as_if_it_were_alone(name, rows):
