@@ -78,7 +78,14 @@ LLAVA = (
         _TEXT + _LAYER + r"(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight",
         r"language_model.layers.\1.\2.kernel",
     ),
-    Row(_TEXT + _LAYER + r"((?:input|post_attention)_layernorm)\.weight", r"language_model.layers.\1.\2.scale"),
+    Row(
+        _TEXT + _LAYER + r"(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias",
+        r"language_model.layers.\1.\2.bias",
+    ),
+    Row(
+        _TEXT + _LAYER + r"((?:input|post_attention)_layernorm|self_attn\.[qk]_norm)\.weight",
+        r"language_model.layers.\1.\2.scale",
+    ),
     Row(_TEXT + r"norm\.weight", "language_model.norm.scale"),
     Row(r"(?:language_model\.)?lm_head\.weight", "lm_head.kernel"),
     Row(_PROJECTOR + r"(linear_[12])\.weight", r"multi_modal_projector.\1.kernel"),

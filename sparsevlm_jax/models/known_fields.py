@@ -65,6 +65,19 @@ MISTRAL: Mapping[str, Any] = {
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
 }
+QWEN2: Mapping[str, Any] = {
+    **{name: value for name, value in MISTRAL.items() if name not in ("head_dim",)},
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+    "layer_types": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+QWEN3: Mapping[str, Any] = {**QWEN2, "head_dim": 128, "attention_bias": False}
 # What `LlavaConfig` gives its tower where `vision_config` is absent.
 LLAVA_VISION: Mapping[str, Any] = {
     "hidden_size": 1024,

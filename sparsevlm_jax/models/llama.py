@@ -1,4 +1,5 @@
-"""The Llama decoder (Touvron et al., arXiv 2302.13971), with grouped-query attention: LLaVA's language model.
+"""The Llama decoder (Touvron et al., arXiv 2302.13971) and those that differ from it by a field: Mistral (a window),
+Qwen2 (biases), Qwen3 (norms of queries and keys). With grouped-query attention: LLaVA's language model.
 
 A layer does not know whether it runs in prefill, decode or training: the caller passes `attend`, a function from this
 layer's (q, k, v) to the attention's output and whatever the caller wants back (keys to cache, queries to score with).
@@ -18,21 +19,27 @@ from jaxtyping import Array, Float, Float32, Int
 
 from .hf_config import ConfigReader
 from .hf_rope import read_rope
-from .known_fields import LLAMA, MISTRAL, ROPE_SPELLINGS
+from .known_fields import LLAMA, MISTRAL, QWEN2, QWEN3, ROPE_SPELLINGS
 from .linear import apart, linear, matmul
 from .rope import RopeScaling, Rotary, inverse_frequencies, rotary, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 # Vicuna is what some configs call Llama; HF has no class of that name.
-_LLAMA, _MISTRAL = {**LLAMA, **ROPE_SPELLINGS}, {**MISTRAL, **ROPE_SPELLINGS}
-_KNOWN = {"llama": _LLAMA, "vicuna": _LLAMA, "mistral": _MISTRAL}
+_CLASSES = {"llama": LLAMA, "vicuna": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
+_KNOWN = {name: {**fields, **ROPE_SPELLINGS} for name, fields in _CLASSES.items()}
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
     """Sizes of the decoder, under HF's names. A query sees itself and the `sliding_window - 1` tokens before it; what
-    is computed here is exact for sequences that fit the window, and longer ones are refused (see `batching`)."""
+    is computed here is exact for sequences that fit the window, and longer ones are refused (see `batching`).
+
+    Attributes:
+        qkv_bias, o_bias, mlp_bias: biases of these projections (Llama's `attention_bias` is the first two, Qwen2 has
+            the first).
+        qk_norm: RMS norms of each head's query and key before RoPE (Qwen3).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -47,6 +54,10 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     rope_scaling: RopeScaling | None = None
     sliding_window: int | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
 
     def inverse_frequencies(self) -> Float32[np.ndarray, " half"]:
         """RoPE's, scaled as the config says."""
@@ -58,7 +69,7 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlamaConfig":
-        """Reads HF's `text_config` (model types llama and mistral), old and new spellings of RoPE.
+        """Reads HF's `text_config` (model types llama, mistral, qwen2 and qwen3), old and new spellings of RoPE.
 
         Raises:
             ValueError: naming every field whose value is not implemented here.
@@ -75,7 +86,7 @@ class LlamaConfig:
     def known(config: Any) -> Mapping[str, Any]:
         """The fields of the HF class that a `text_config` is of."""
         kind = config.get("model_type") if isinstance(config, dict) else None
-        return _KNOWN.get(kind, _LLAMA) if isinstance(kind, str) else _LLAMA
+        return _KNOWN.get(kind if isinstance(kind, str) else "llama", _KNOWN["llama"])
 
     @classmethod
     def read(cls, read: ConfigReader) -> "LlamaConfig":
@@ -83,6 +94,8 @@ class LlamaConfig:
         read.only("model_type", *_KNOWN)
         hidden_size, heads = read("hidden_size"), read("num_attention_heads")
         theta, scaling = read_rope(read)
+        kind = read.config.get("model_type")
+        attention_bias = _flag(read, "attention_bias")
         result = cls(
             vocab_size=read("vocab_size"),
             hidden_size=hidden_size,
@@ -90,16 +103,20 @@ class LlamaConfig:
             num_hidden_layers=read("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=read("num_key_value_heads", null=heads),
-            head_dim=read("head_dim", null=max(1, hidden_size // heads)),
+            head_dim=read("head_dim", (read.known or {}).get("head_dim"), null=max(1, hidden_size // heads)),
             rms_norm_eps=read("rms_norm_eps"),
             rope_theta=theta,
             max_position_embeddings=read("max_position_embeddings"),
             tie_word_embeddings=read("tie_word_embeddings"),
             rope_scaling=scaling,
             sliding_window=_sliding_window(read),
+            qkv_bias=attention_bias or kind == "qwen2",
+            o_bias=attention_bias,
+            mlp_bias=_flag(read, "mlp_bias"),
+            qk_norm=kind == "qwen3",
         )
-        kind = "sliding_attention" if result.sliding_window else "full_attention"
-        read.only("layer_types", [kind] * result.num_hidden_layers)
+        layer = "sliding_attention" if result.sliding_window else "full_attention"
+        read.only("layer_types", [layer] * result.num_hidden_layers)
         read.divides("num_attention_heads", heads, "num_key_value_heads", result.num_key_value_heads)
         if result.head_dim % 2:
             read.complain("head_dim", result.head_dim, "expected an even number")
@@ -107,18 +124,34 @@ class LlamaConfig:
 
     def to_hf(self) -> dict:
         """The `text_config` that `from_hf` reads back to an equal config, in a spelling that versions 4 and 5 know."""
-        own = ("rope_scaling", "sliding_window")
+        own = ("rope_scaling", "sliding_window", "qkv_bias", "o_bias", "mlp_bias", "qk_norm")
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own}
+        fields = {"hidden_act": "silu", **fields}
         if self.rope_scaling is not None:
             fields["rope_scaling"] = self.rope_scaling.to_hf()
-        if self.sliding_window is None:
-            return {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, **fields}
-        return {"model_type": "mistral", "hidden_act": "silu", **fields, "sliding_window": self.sliding_window}
+        if self.qk_norm:
+            return {"model_type": "qwen3", "attention_bias": self.o_bias, **fields}
+        if self.qkv_bias and not self.o_bias:
+            return {"model_type": "qwen2", **fields}
+        if self.sliding_window is not None:
+            return {"model_type": "mistral", **fields, "sliding_window": self.sliding_window}
+        return {"model_type": "llama", "attention_bias": self.o_bias, "mlp_bias": self.mlp_bias, **fields}
+
+
+def _flag(read: ConfigReader, name: str) -> bool:
+    """A switch that only some of the classes have; to the others it is a leftover."""
+    return name in (read.known or {}) and read(name)
 
 
 def _sliding_window(read: ConfigReader) -> int | None:
-    """Mistral's; null is none, absent is HF's default. Llama has none: there the field is a leftover."""
-    if "sliding_window" not in (read.known or {}) or read.is_null("sliding_window"):
+    """Mistral's; null is none, absent is HF's default. Qwen's counts only where it is switched on, which is refused.
+    Llama has none: there the field is a leftover."""
+    known = read.known or {}
+    if "use_sliding_window" in known:
+        read.only("use_sliding_window", False)
+        read.seen |= {"sliding_window", "max_window_layers"}
+        return None
+    if "sliding_window" not in known or read.is_null("sliding_window"):
         return None
     return read("sliding_window")
 
@@ -127,15 +160,20 @@ class LlamaAttention(nnx.Module):
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         dim, self.head_dim = config.hidden_size, config.head_dim
         query_dim, key_dim = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = linear(dim, query_dim, use_bias=False, rngs=rngs)
-        self.k_proj = linear(dim, key_dim, use_bias=False, rngs=rngs)
-        self.v_proj = linear(dim, key_dim, use_bias=False, rngs=rngs)
-        self.o_proj = linear(query_dim, dim, use_bias=False, rngs=rngs)
+        self.q_proj = linear(dim, query_dim, use_bias=config.qkv_bias, rngs=rngs)
+        self.k_proj = linear(dim, key_dim, use_bias=config.qkv_bias, rngs=rngs)
+        self.v_proj = linear(dim, key_dim, use_bias=config.qkv_bias, rngs=rngs)
+        self.o_proj = linear(query_dim, dim, use_bias=config.o_bias, rngs=rngs)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (rms_norm(config, rngs, width=self.head_dim) for _ in range(2))
+        self.qk_norm = config.qk_norm
 
     def __call__(self, x: Float[Array, "B T D"], table: Rotary, attend: Attend) -> tuple[Float[Array, "B T D"], Any]:
         xs = apart(x, 3) if x.shape[1] > 1 else [x] * 3  # one row reads two kernels at once without joining them
         projections = zip((self.q_proj, self.k_proj, self.v_proj), xs, strict=True)
         q, k, v = (project(own).reshape(*x.shape[:2], -1, self.head_dim) for project, own in projections)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         out, extra = attend(rotate(q, table), rotate(k, table), v)
         return self.o_proj(out.reshape(*x.shape[:2], -1)), extra
 
@@ -143,9 +181,9 @@ class LlamaAttention(nnx.Module):
 class LlamaMLP(nnx.Module):
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         dim, ffn = config.hidden_size, config.intermediate_size
-        self.gate_proj = linear(dim, ffn, use_bias=False, rngs=rngs)
-        self.up_proj = linear(dim, ffn, use_bias=False, rngs=rngs)
-        self.down_proj = linear(ffn, dim, use_bias=False, rngs=rngs)
+        self.gate_proj = linear(dim, ffn, use_bias=config.mlp_bias, rngs=rngs)
+        self.up_proj = linear(dim, ffn, use_bias=config.mlp_bias, rngs=rngs)
+        self.down_proj = linear(ffn, dim, use_bias=config.mlp_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -209,6 +247,7 @@ class CausalLM(nnx.Module):
         return matmul(hidden, weight[...], dtype=jnp.float32)
 
 
-def rms_norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """Statistics in float32 whatever the dtype (Flax's default)."""
-    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
+def rms_norm(config: LlamaConfig, rngs: nnx.Rngs, *, width: int | None = None) -> nnx.RMSNorm:
+    """Over the last axis, of the hidden size unless `width` says another. Statistics in float32 whatever the dtype
+    (Flax's default)."""
+    return nnx.RMSNorm(width or config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)

@@ -11,6 +11,8 @@ from transformers.models.clip import modeling_clip
 from transformers.models.llama import modeling_llama
 from transformers.models.llava import modeling_llava
 from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
 
 from sparsevlm_jax.models import known_fields as known
 
@@ -19,6 +21,8 @@ CLASSES = {
     transformers.CLIPVisionConfig: known.CLIP_VISION,
     transformers.LlamaConfig: known.LLAMA,
     transformers.MistralConfig: known.MISTRAL,
+    transformers.Qwen2Config: known.QWEN2,
+    transformers.Qwen3Config: known.QWEN3,
 }
 SPELLINGS = known.LLAVA_SPELLINGS.keys() | known.ROPE_SPELLINGS.keys()
 EVERYWHERE = known.INERT | known.FIXED.keys() | known.DROPPED.keys() | SPELLINGS
@@ -59,7 +63,10 @@ def test_a_tower_that_is_not_described_is_the_one_of_hf():
     assert transformers.LlavaConfig.sub_configs_defaults["vision_config"].init_kwargs == known.LLAVA_VISION
 
 
-@pytest.mark.parametrize("module", [modeling_llava, modeling_clip, modeling_llama, modeling_mistral])
+MODULES = [modeling_llava, modeling_clip, modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_every_field_that_a_models_code_reads_is_known(module):
     code = inspect.getsource(module)
     read = set(re.findall(r'config\.([a-z]\w*)|getattr\((?:self\.)?config, "(\w+)"', code))
