@@ -63,6 +63,7 @@ def _tower_rows(prefix: str) -> tuple[Row, ...]:
     return (
         Row(prefix + r"embeddings\.class_embedding", f"{embeddings}.class_embedding"),
         Row(prefix + r"embeddings\.patch_embedding\.weight", f"{embeddings}.patch_embedding.kernel", conv_to_matmul),
+        Row(prefix + r"embeddings\.patch_embedding\.bias", f"{embeddings}.patch_embedding.bias"),
         Row(prefix + r"embeddings\.position_embedding\.weight", f"{embeddings}.position_embedding.embedding"),
         Row(prefix + r"(pre_layrnorm|post_layernorm)\.weight", r"vision_tower.\1.scale"),
         Row(prefix + r"(pre_layrnorm|post_layernorm)\.bias", r"vision_tower.\1.bias"),
@@ -96,8 +97,12 @@ LLAVA = (
     Row(r"model\.mm_projector\.2\.bias", "multi_modal_projector.linear_2.bias"),
     *_tower_rows(_TOWER),
 )
-# Buffers that old versions saved; every one is recomputed from the config.
-LLAVA_IGNORED = (r".*\.rotary_emb\.(?:inv_freq|cos_cached|sin_cached)", r".*\.embeddings\.position_ids")
+# Buffers that old versions saved, every one recomputed from the config; and SigLIP's head, which pools all patches.
+LLAVA_IGNORED = (
+    r".*\.rotary_emb\.(?:inv_freq|cos_cached|sin_cached)",
+    r".*\.embeddings\.position_ids",
+    _TOWER + r"head\..*",
+)
 
 # A CLIP folder of its own, as the original LLaVA reads its tower: the text half of a full CLIPModel is left alone.
 CLIP = _tower_rows(r"(?:vision_model\.)?")

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from . import comparison
-from .models.clip import ClipVisionConfig
 from .models.llama import LlamaConfig
 from .models.llava import LlavaConfig
+from .models.vision_transformer import VisionConfig
 from .sparsify import TowerMerging, TowerReduction
 
 
@@ -133,7 +133,8 @@ def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | Towe
     """Exact matmul FLOPs of the layers of the tower that run, and of the projector; with `merging`, over the tokens
     that are left, the matching included."""
     vision, width = config.vision, config.text.hidden_size
-    n, visual = vision.num_patches + 1, config.tokens_per_image
+    entering = n = vision.num_patches + vision.class_tokens
+    visual = config.tokens_per_image
     counts = (n,) * config.tower_layers
     if merging and not isinstance(merging, TowerReduction):
         counts = merging.schedule(n, config.tower_layers, visual)
@@ -141,14 +142,14 @@ def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | Towe
     for leaving in counts:
         tower += _vision_layer(vision, n, leaving)
         n = leaving
-    projected = visual - (vision.num_patches + 1 - n)
+    projected = visual - (entering - n)
     if isinstance(merging, TowerReduction):
         projected = merging.count(visual)
     projector = projected * (config.feature_size * width + width * width)
     return 2 * images * (tower + projector)
 
 
-def _vision_layer(config: ClipVisionConfig, n: int, leaving: int) -> int:
+def _vision_layer(config: VisionConfig, n: int, leaving: int) -> int:
     """Attention over n tokens, of which `leaving` go through the MLP; between the two, half of them are matched to the
     other half on keys of one head's width."""
     d, m = config.hidden_size, config.intermediate_size

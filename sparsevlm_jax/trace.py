@@ -87,7 +87,8 @@ def trace_prefill(
     result = jax.device_get(run.prefill(trace=True))
     ids = run.inputs.input_ids[0]
     is_text = ids != vlm.config.image_token_id
-    side = vlm.config.vision.image_size // vlm.config.vision.patch_size
+    side = vlm.config.vision.patches_per_side
+    seen = side * vlm.config.vision.patch_size  # pixels that lie in a patch
     report = run.report(0, result, run.timing(None, 0.0))
     return SparsityTrace(
         method=method.name,
@@ -95,7 +96,7 @@ def trace_prefill(
         tokens=tuple(vlm.processor.tokenizer.convert_ids_to_tokens(ids[is_text].tolist())),
         is_rater=result.trace.raters.is_rater[0, : len(ids)][is_text],
         relevance=result.trace.raters.relevance[0, : len(ids)][is_text],
-        images=vlm.processor.pixels.restore(run.inputs.pixel_values[list(run.inputs.image_of_mark)]),
+        images=vlm.processor.pixels.restore(run.inputs.pixel_values[list(run.inputs.image_of_mark), :, :seen, :seen]),
         grid=(side, side),
         visual_tokens=np.array(report.visual_tokens),
         stages=_records(result.trace.stages, [plan.layer for plan in run.plans]),

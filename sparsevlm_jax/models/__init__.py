@@ -7,8 +7,17 @@ from .clip import ClipVisionConfig
 from .hf_config import UnsupportedConfig
 from .llama import LlamaConfig
 from .llava import LlavaConfig
+from .siglip import SiglipVisionConfig
 
-__all__ = ["ClipVisionConfig", "LlamaConfig", "LlavaConfig", "UnsupportedConfig", "abstract_params", "init_params"]
+__all__ = [
+    "ClipVisionConfig",
+    "LlamaConfig",
+    "LlavaConfig",
+    "SiglipVisionConfig",
+    "UnsupportedConfig",
+    "abstract_params",
+    "init_params",
+]
 
 
 def abstract_params(config: LlavaConfig, dtype: jax.typing.DTypeLike) -> dict:

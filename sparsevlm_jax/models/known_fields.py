@@ -35,6 +35,19 @@ CLIP_VISION: Mapping[str, Any] = {
     "initializer_range": 0.02,
     "initializer_factor": 1.0,
 }
+SIGLIP_VISION: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+    "attention_dropout": 0.0,
+    "vision_use_head": True,
+}
 LLAMA: Mapping[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,

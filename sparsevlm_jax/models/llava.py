@@ -18,21 +18,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..sparsify.tower import ImageContext, MergedTokens, TowerMerging, TowerReduction
 from .attention import Implementation
-from .clip import ClipVisionConfig, ClipVisionModel
 from .hf_config import ConfigReader
-from .known_fields import CLIP_VISION, LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
+from .known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
 from .linear import linear
 from .llama import CausalLM, LlamaConfig
 from .params import bind
+from .towers import bind_tower, config_class, module_of
+from .vision_transformer import VisionConfig
 
 
 @dataclass(frozen=True)
 class LlavaConfig:
     """A LLaVA's sizes and token ids. `vision_feature_layer` indexes the tower's hidden states as HF does (-2: the
     output of the last layer but one); several are concatenated, in their order. "default" drops the class token of
-    each, "full" keeps it. The image token may lie outside the vocabulary, the pad token may not."""
+    each, "full" keeps it; a tower that has none (SigLIP) is "full". The image token may lie outside the vocabulary, the
+    pad token may not."""
 
-    vision: ClipVisionConfig
+    vision: VisionConfig
     text: LlamaConfig
     image_token_id: int
     vision_feature_layer: int | tuple[int, ...] = -2
@@ -42,12 +44,19 @@ class LlavaConfig:
     pad_token_id: int = 0
 
     def __post_init__(self):
+        if complaint := _no_class_token(self.vision, self.vision_feature_select_strategy):
+            raise ValueError(f"vision_feature_select_strategy = {self.vision_feature_select_strategy!r}, {complaint}")
         if not 0 <= self.pad_token_id < self.text.vocab_size:
             raise ValueError(f"pad_token_id = {self.pad_token_id}, expected one of {self.text.vocab_size} token ids")
 
     @property
     def tokens_per_image(self) -> int:
-        return self.vision.num_patches + (self.vision_feature_select_strategy == "full")
+        return self.vision.num_patches + self.vision.class_tokens - self.skipped_tokens
+
+    @property
+    def skipped_tokens(self) -> int:
+        """Tokens of the tower before the first feature: the class token, unless it is kept or there is none."""
+        return 0 if self.vision_feature_select_strategy == "full" else self.vision.class_tokens
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -83,17 +92,21 @@ class LlavaConfig:
         read = ConfigReader(config, where=where, known={**LLAVA, **LLAVA_SPELLINGS})
         prefix = {name: "" if name in inlined else f"{name}." for name in ("text_config", "vision_config")}
         text_read = read.nested("text_config", LlamaConfig.known(config.get("text_config")), {}, prefix["text_config"])
-        vision_read = read.nested("vision_config", CLIP_VISION, LLAVA_VISION, prefix["vision_config"])
-        text, vision = LlamaConfig.read(text_read), ClipVisionConfig.read(vision_read)
+        tower = config_class(config.get("vision_config"))
+        vision_read = read.nested("vision_config", tower.known, LLAVA_VISION, prefix["vision_config"])
+        text, vision = LlamaConfig.read(text_read), tower.read(vision_read)
         read.only("model_type", "llava")
         read.only("vision_feature_select_strategy", "default", "full")
+        strategy = read("vision_feature_select_strategy")
+        if complaint := _no_class_token(vision, strategy):
+            read.complain("vision_feature_select_strategy", strategy, complaint)
         read.seen.add("vocab_size")  # of version 4.36, a copy of the decoder's
         result: dict[str, Any] = dict(
             vision=vision,
             text=replace(text, tie_word_embeddings=read("tie_word_embeddings") or text.tie_word_embeddings),
             image_token_id=_image_token_id(read),
             vision_feature_layer=_feature_layer(read, vision.num_hidden_layers),
-            vision_feature_select_strategy=read("vision_feature_select_strategy"),
+            vision_feature_select_strategy=strategy,
             bos_token_id=(_token_ids("bos", read, text_read, text) or (1,))[0],
             eos_token_ids=_token_ids("eos", read, text_read, text),
             pad_token_id=(_token_ids("pad", read, text_read, text) or (0,))[0],
@@ -119,6 +132,11 @@ class LlavaConfig:
             "text_config": {**self.text.to_hf(), **ids},
             "vision_config": self.vision.to_hf(),
         }
+
+
+def _no_class_token(vision: VisionConfig, strategy: str) -> str:
+    """What is wrong with a strategy that drops a token which the tower does not have; else nothing."""
+    return "" if vision.class_tokens or strategy == "full" else 'this tower has no class token to drop, expected "full"'
 
 
 def _image_token_id(read: ConfigReader) -> int:
@@ -180,7 +198,7 @@ def modules(config: LlavaConfig) -> dict:
     The language model's part, "", spreads over two top-level names, `language_model` and `lm_head`.
     """
     return {
-        "vision_tower": (ClipVisionModel, config.vision),
+        "vision_tower": (module_of(config.vision), config.vision),
         "multi_modal_projector": (Projector, config),
         "": (CausalLM, config.text),
     }
@@ -197,10 +215,9 @@ def _features_and_attention(
     params: dict, pixel_values: Array, config: LlavaConfig, implementation: Implementation
 ) -> tuple[Float[Array, "I V Dv"], tuple[Array, Array] | None]:
     """The features, and the queries and keys of the deepest layer that ran."""
-    tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
+    tower = bind_tower(config.vision, params["vision_tower"])
     states, attention = tower.with_attention(pixel_values, config.feature_layers, implementation=implementation)
-    first = 0 if config.vision_feature_select_strategy == "full" else 1
-    return jnp.concatenate([state[:, first:] for state in states], axis=-1), attention
+    return jnp.concatenate([state[:, config.skipped_tokens :] for state in states], axis=-1), attention
 
 
 def cls_attention(q: Float[Array, "I T N H"], k: Float[Array, "I T N H"]) -> Float[Array, "I T"]:
@@ -241,15 +258,16 @@ def encode(
     """`encode_images` for methods that look into the tower, or act in it or between it and the projector.
 
     Args:
-        context: give the class token's attention and the keys of the layer that the features come from, the deepest
-            one if they come from several.
+        context: give the class token's attention, where there is one, and the keys of the layer that the features come
+            from, the deepest one if they come from several.
         merging: merge tokens inside the tower or after it, before the projector. Each token that is left has the place
             of a patch, the other places are 0, and so is their `context.size`; `context.order` is the method's. Inside,
             the tower attends by XLA, whatever the `implementation`.
 
     Raises:
-        ValueError: `context` of a tower none of whose layers runs; `merging` further than the layers can, or where
-            features come from several layers, which would hold different numbers of tokens.
+        ValueError: `context` of a tower none of whose layers runs; `merging` in a tower without a class token, further
+            than the layers can, or where features come from several layers, which would hold different numbers of
+            tokens.
     """
     if merging is not None:
         return _encode_merged(params, pixel_values, config, implementation, merging)
@@ -260,8 +278,9 @@ def encode(
     if attention is None:
         raise ValueError(f"no layer runs before vision_feature_layer = {config.vision_feature_layer}: no attention")
     q, k = attention
-    first = 0 if config.vision_feature_select_strategy == "full" else 1
-    seen = ImageContext(cls_attention=cls_attention(q, k)[:, first:], keys=k[:, first:])
+    first = config.skipped_tokens
+    attended = cls_attention(q, k)[:, first:] if config.vision.class_tokens else None
+    seen = ImageContext(cls_attention=attended, keys=k[:, first:])
     return EncodedImages(project(params, features, config=config), seen)
 
 
@@ -274,8 +293,13 @@ def _encode_merged(
 ) -> EncodedImages:
     if len(config.feature_layers) > 1:
         raise ValueError(f"merging in the tower needs one vision_feature_layer, got {config.vision_feature_layer}")
-    tower = bind(ClipVisionModel, config.vision, params["vision_tower"])
-    first = 0 if config.vision_feature_select_strategy == "full" else 1
+    if not config.vision.class_tokens:
+        raise ValueError(
+            f"this method needs the class token of the vision tower, and a {config.vision.model_type} has none; those "
+            "that choose in the language model or by the features (sparsevlm, fastv, divprune, ...) do without"
+        )
+    tower = bind_tower(config.vision, params["vision_tower"])
+    first = config.skipped_tokens
     visual = config.tokens_per_image
     if not isinstance(merging, TowerReduction):
         counts = merging.schedule(config.vision.num_patches + 1, config.tower_layers, visual)

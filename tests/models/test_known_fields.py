@@ -13,12 +13,14 @@ from transformers.models.llava import modeling_llava
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
+from transformers.models.siglip import modeling_siglip
 
 from sparsevlm_jax.models import known_fields as known
 
 CLASSES = {
     transformers.LlavaConfig: known.LLAVA,
     transformers.CLIPVisionConfig: known.CLIP_VISION,
+    transformers.SiglipVisionConfig: known.SIGLIP_VISION,
     transformers.LlamaConfig: known.LLAMA,
     transformers.MistralConfig: known.MISTRAL,
     transformers.Qwen2Config: known.QWEN2,
@@ -63,7 +65,10 @@ def test_a_tower_that_is_not_described_is_the_one_of_hf():
     assert transformers.LlavaConfig.sub_configs_defaults["vision_config"].init_kwargs == known.LLAVA_VISION
 
 
-MODULES = [modeling_llava, modeling_clip, modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3]
+MODULES = [
+    *(modeling_llava, modeling_clip, modeling_siglip),
+    *(modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3),
+]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -72,6 +77,6 @@ def test_every_field_that_a_models_code_reads_is_known(module):
     read = set(re.findall(r'config\.([a-z]\w*)|getattr\((?:self\.)?config, "(\w+)"', code))
     names = {name for pair in read for name in pair if name}
     methods = {name for name in names if callable(getattr(PreTrainedConfig, name, None))}
-    of_other_models = {"logit_scale_init_value"}  # CLIP's, for its text half
+    of_other_models = {"logit_scale_init_value", "projection_size"}  # CLIP's and SigLIP's, for their text halves
     tables = set().union(*CLASSES.values())
     assert len(names) > 4 and names - methods - of_other_models <= EVERYWHERE | tables

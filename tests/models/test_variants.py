@@ -22,6 +22,8 @@ from tests.tiny import layout, save_llava, stored_state, tiny_config, write_shar
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 WINDOW = 24
+WHOLE = {"vision_feature_select_strategy": "full"}
+SIGLIP = {"model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 # Top-level fields, those of the decoder and those of the tower.
 VARIANTS: dict[str, tuple[dict, dict, dict]] = {
     "llama3 rope, exact gelu": (
@@ -35,10 +37,12 @@ VARIANTS: dict[str, tuple[dict, dict, dict]] = {
         {"hidden_act": "gelu_pytorch_tanh"},
     ),
     "three layers": ({"vision_feature_layer": [-2, 1, 4]}, {}, {}),
-    "two layers, whole": ({"vision_feature_layer": [3, 0], "vision_feature_select_strategy": "full"}, {}, {}),
+    "two layers, whole": ({"vision_feature_layer": [3, 0], **WHOLE}, {}, {}),
     "qwen2": ({}, {"model_type": "qwen2"}, {}),
     "qwen3, wide heads": ({}, {"model_type": "qwen3", "head_dim": 24, "attention_bias": True}, {}),
     "biases everywhere": ({}, {"attention_bias": True, "mlp_bias": True}, {}),
+    "siglip, qwen2": ({"vision_feature_layer": -1, **WHOLE}, {"model_type": "qwen2"}, {**SIGLIP, "image_size": 60}),
+    "siglip, two layers": ({"vision_feature_layer": [-2, 1], **WHOLE}, {}, {**SIGLIP, "hidden_act": "gelu"}),
     "a list of one layer, mistral": ({"vision_feature_layer": [-2]}, {"model_type": "mistral"}, {}),
 }
 
@@ -46,9 +50,10 @@ VARIANTS: dict[str, tuple[dict, dict, dict]] = {
 def random_llava(top: dict, text: dict, vision: dict) -> Any:
     """A tiny model of `transformers`."""
     table = tiny_config(kv_heads=2).to_dict()
-    if kind := text.get("model_type"):
-        known = getattr(known_fields, kind.upper())
-        table["text_config"] = {k: v for k, v in table["text_config"].items() if k in known}
+    for part, kind in ("text_config", text.get("model_type")), ("vision_config", vision.get("model_type")):
+        if kind:
+            known = getattr(known_fields, kind.upper().removesuffix("_MODEL"))
+            table[part] = {name: value for name, value in table[part].items() if name in known}
     table |= {"text_config": table["text_config"] | text, "vision_config": table["vision_config"] | vision} | top
     torch.manual_seed(5)
     return shake(transformers.LlavaForConditionalGeneration(transformers.LlavaConfig.from_dict(table)).eval(), 6)

@@ -1,0 +1,30 @@
+"""The vision towers there are, by HF's `model_type`; `tests/models/test_variants.py` holds each to `transformers`."""
+
+from typing import Any
+
+from .clip import ClipVisionConfig, ClipVisionModel
+from .params import bind
+from .siglip import SiglipVisionConfig, SiglipVisionModel
+from .vision_transformer import VisionConfig, VisionTransformer
+
+CONFIGS: dict[str, type[VisionConfig]] = {each.model_type: each for each in (ClipVisionConfig, SiglipVisionConfig)}
+MODULES: dict[type[VisionConfig], type[VisionTransformer]] = {
+    ClipVisionConfig: ClipVisionModel,
+    SiglipVisionConfig: SiglipVisionModel,
+}
+
+
+def config_class(vision_config: Any) -> type[VisionConfig]:
+    """The kind of tower that a `vision_config` is of; CLIP where it does not say, and for what is no kind at all."""
+    kind = vision_config.get("model_type") if isinstance(vision_config, dict) else None
+    return CONFIGS.get(kind, ClipVisionConfig) if isinstance(kind, str) else ClipVisionConfig
+
+
+def module_of(config: VisionConfig) -> type[VisionTransformer]:
+    """The module of a tower's config; build or bind it with that config."""
+    return MODULES[type(config)]
+
+
+def bind_tower(config: VisionConfig, params: dict) -> Any:
+    """The tower around its parameters; inside jit, as `bind`."""
+    return bind(module_of(config), config, params)
