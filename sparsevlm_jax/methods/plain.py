@@ -80,6 +80,7 @@ class CellMeans:
     """The mean of the tower's features over each cell of a coarser grid; the class token plays no part."""
 
     budget: PerImage
+    needs_class_token = False
 
     def __post_init__(self):
         settle(self, budget=instance(PerImage, "a PerImage"))
@@ -88,16 +89,16 @@ class CellMeans:
         return self.budget.of(visual)
 
     def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
-        images, tokens, _ = tower.hidden.shape
-        areas, place = cells(math.isqrt(tokens - 1), count)
+        hidden = tower.hidden[:, tower.first_patch :].astype(jnp.float32)
+        images, patches, _ = hidden.shape
+        areas, place = cells(math.isqrt(patches), count)
         size = areas.sum(axis=1)
         weights = np.float32(areas / size[:, None])
-        hidden = tower.hidden[:, 1:].astype(jnp.float32)
         means = jnp.einsum("KV,IVD->IKD", weights, hidden, precision=jax.lax.Precision.HIGHEST)
         return MergedTokens(
             hidden=means.astype(tower.hidden.dtype),
             size=jnp.broadcast_to(np.float32(size), (images, count)),
-            origin=jnp.broadcast_to(1 + place, (images, count)),
+            origin=jnp.broadcast_to(tower.first_patch + place, (images, count)),
         )
 
 

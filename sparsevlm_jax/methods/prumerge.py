@@ -37,6 +37,7 @@ class OutliersAndGrid:
 
     def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
         exact = dict(preferred_element_type=jnp.float32, precision=_HIGHEST)
+        assert tower.cls_query is not None
         logits = jnp.einsum("ID,ITD->IT", tower.cls_query, tower.full_keys, **exact)
         attention = jax.nn.softmax(logits * tower.cls_query.shape[-1] ** -0.5, axis=-1)[:, 1:]
         hidden = tower.hidden[:, 1:].astype(jnp.float32)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..sparsify.tower import MergedTokens, TowerMerging, TowerOutput
-from .attention import Implementation, full_attention
+from ..sparsify.tower import MergedTokens, TowerMerging
+from .attention import full_attention
 from .known_fields import CLIP_VISION
 from .linear import linear
 from .vision_transformer import VisionConfig, VisionTransformer, layer_norm, patchify
@@ -54,24 +54,6 @@ class ClipVisionModel(VisionTransformer):
     def embed(self, pixel_values: Float[Array, "I 3 height width"]) -> Float[Array, "I T D"]:
         dtype = self.embeddings.class_embedding[...].dtype
         return self.pre_layrnorm(self.embeddings(pixel_values.astype(dtype)))
-
-    def output(
-        self, pixel_values: Float[Array, "I 3 height width"], index: int, *, implementation: Implementation
-    ) -> TowerOutput:
-        """Hidden state `index`, counted from 0, with the queries and keys of the layers before and after it.
-
-        Raises:
-            ValueError: no layer runs before it.
-        """
-        (hidden,), attention = self.with_attention(pixel_values, (index,), implementation=implementation)
-        if attention is None:
-            raise ValueError("no layer of the tower runs before the features: no attention")
-        cls_query, full_keys = (array.reshape(hidden.shape) for array in attention)
-        if index < len(self.encoder.layers):
-            layer = self.encoder.layers[index]
-            normed = layer.layer_norm1(hidden)
-            cls_query, full_keys = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
-        return TowerOutput(hidden, *attention, cls_query[:, 0], full_keys)
 
     def merged(
         self,

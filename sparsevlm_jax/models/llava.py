@@ -265,9 +265,9 @@ def encode(
             the tower attends by XLA, whatever the `implementation`.
 
     Raises:
-        ValueError: `context` of a tower none of whose layers runs; `merging` in a tower without a class token, further
-            than the layers can, or where features come from several layers, which would hold different numbers of
-            tokens.
+        ValueError: `context` of a tower none of whose layers runs; `merging` that needs a class token where there is
+            none, further than the layers can, or where features come from several layers, which would hold different
+            numbers of tokens.
     """
     if merging is not None:
         return _encode_merged(params, pixel_values, config, implementation, merging)
@@ -293,7 +293,7 @@ def _encode_merged(
 ) -> EncodedImages:
     if len(config.feature_layers) > 1:
         raise ValueError(f"merging in the tower needs one vision_feature_layer, got {config.vision_feature_layer}")
-    if not config.vision.class_tokens:
+    if not config.vision.class_tokens and getattr(merging, "needs_class_token", True):
         raise ValueError(
             f"this method needs the class token of the vision tower, and a {config.vision.model_type} has none; those "
             "that choose in the language model or by the features (sparsevlm, fastv, divprune, ...) do without"

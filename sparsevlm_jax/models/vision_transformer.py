@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..sparsify.tower import TowerOutput
 from .attention import Implementation, full_attention
 from .hf_config import ConfigReader
 from .linear import linear
@@ -165,6 +166,7 @@ class VisionTransformer(nnx.Module):
     """A tower without its start. `hidden_state(pixels, i)` is HF's `hidden_states[i]`; layers past i are not run."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.class_tokens = config.class_tokens
         self.encoder = Encoder(config, rngs=rngs)
         self.post_layernorm = layer_norm(config, rngs)  # kept for export; no LLaVA feature passes through it
 
@@ -193,6 +195,25 @@ class VisionTransformer(nnx.Module):
             x, queries_keys = layer.attend(states[-1], attend)
             states.append(layer.feed_forward(x))
         return [states[index] for index in indices], queries_keys
+
+    def output(
+        self, pixel_values: Float[Array, "I 3 height width"], index: int, *, implementation: Implementation
+    ) -> TowerOutput:
+        """Hidden state `index`, counted from 0, with the queries and keys of the layers before and after it.
+
+        Raises:
+            ValueError: no layer runs before it.
+        """
+        (hidden,), attention = self.with_attention(pixel_values, (index,), implementation=implementation)
+        if attention is None:
+            raise ValueError("no layer of the tower runs before the features: no attention")
+        cls_query, full_keys = (array.reshape(hidden.shape) for array in attention)
+        if index < len(self.encoder.layers):
+            layer = self.encoder.layers[index]
+            normed = layer.layer_norm1(hidden)
+            cls_query, full_keys = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
+        cls_query = cls_query[:, 0] if self.class_tokens else None
+        return TowerOutput(hidden, *attention, cls_query, full_keys)
 
     def running(self, index: int) -> list[Layer]:
         """The layers before hidden state `index`."""

@@ -42,20 +42,26 @@ class TowerMerging(Protocol):
 
 
 class TowerOutput(NamedTuple):
-    """What a tower says of its tokens, the class token first: the hidden states that the projector would see; queries
-    and keys of the layer that gave them; and, over the full width, the class token's query and all keys of the layer
-    after it, or of the same one where it is the last."""
+    """What a tower says of its tokens, the class token, where there is one, first: the hidden states that the projector
+    would see; queries and keys of the layer that gave them; over the full width, the class token's query and all keys
+    of the layer after it, or of the same one where it is the last."""
 
     hidden: Float[Array, "I T D"]
     q: Float[Array, "I T N H"]
     k: Float[Array, "I T N H"]
-    cls_query: Float[Array, "I D"]
+    cls_query: Float[Array, "I D"] | None
     full_keys: Float[Array, "I T D"]
+
+    @property
+    def first_patch(self) -> int:
+        """The number of the first patch: 1 after a class token, else 0."""
+        return 0 if self.cls_query is None else 1
 
 
 @runtime_checkable
 class TowerReduction(Protocol):
-    """A method that chooses and merges tokens between the tower and the projector, as a frozen value."""
+    """A method that chooses and merges tokens between the tower and the projector, as a frozen value. One that does
+    without a class token says `needs_class_token = False`; others are not given towers that have none."""
 
     def count(self, visual: int) -> int:
         """Tokens that an image of `visual` becomes."""
@@ -63,5 +69,5 @@ class TowerReduction(Protocol):
 
     def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
         """The patches of `tower`, and its class token, as `count` tokens, fewer than the patches. The place of each is
-        that of a patch, 1, 2, ... as numbered in `tower`, and no two have the same."""
+        that of a patch, numbered as in `tower` from `first_patch` on, and no two have the same."""
         ...

@@ -85,7 +85,6 @@ def test_the_class_token_is_kept_where_the_config_says(tmp_path):
         ("mm_new_idea", 1),
         ("mm_hidden_size", 512),
         ("hidden_act", "gelu"),
-        ("mlp_bias", True),
         ("rope_scaling", {"type": "yarn", "factor": 2.0}),
         ("mm_vision_select_layer", 99),
     ],

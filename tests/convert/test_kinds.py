@@ -26,8 +26,8 @@ SUPPORTED = "; supported: LLaVA-1.5 as transformers saves it"
             r"weights are quantised \(quantization_config of method 'awq'\), expected float32, bfloat16 or float16",
         ),
         (
-            {"model_type": "llava", "text_config": {"model_type": "qwen2", "use_sliding_window": False}},
-            "text_config.model_type = 'qwen2', implemented: 'llama', 'vicuna', 'mistral'",
+            {"model_type": "llava", "text_config": {"model_type": "gemma2", "use_sliding_window": False}},
+            "text_config.model_type = 'gemma2', implemented: 'llama', 'vicuna', 'mistral', 'qwen2', 'qwen3'",
         ),
     ],
 )
