@@ -28,7 +28,13 @@ def _same(one: Path, other: Path) -> bool:
     return filecmp.cmpfiles(one, other, files, shallow=False)[0] == files
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+QUICK = {"e2e_v15_128", "v10_rank", "video_rank"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.slow) for case in cases()],
+)
 def test_recording_is_reproduced(case):
     comparison = check.check(case)
     assert not comparison.failures, "\n".join(comparison.failures)

@@ -14,6 +14,7 @@ from sparsevlm_jax.models.llama import LlamaConfig
 from sparsevlm_jax.models.llava import LlavaConfig
 from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
+from tests.marks import sampled
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ def run(tree: dict, rows: list[int], sparsity: SparsityConfig | None) -> Prefill
     return run_prefill(tree, PrefillInputs(jnp.asarray(ids), jnp.asarray(lengths), *images), sparsity)
 
 
-@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("name", sampled(PRUNED, ("sparsevlm", "pyramiddrop", "divprune", "tome", "visionzip")))
 def test_a_batch_is_its_rows_one_by_one_and_a_second_one_compiles_nothing(model, name):
     together = run(model, [0, 1, 2], methods.create(name, "1/2"))
     before = len(TRACED)
