@@ -21,6 +21,7 @@ from sparsevlm_jax.trees import flatten, nest
 
 from .config import read_config
 from .files import open_weights
+from .fused import unfused
 from .kinds import is_original, read_llava_json
 from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, layout_of
 from .tensors import StoredTensor, is_finite
@@ -119,6 +120,7 @@ def _plan(
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")
     tree = {part: leaves for part, leaves in abstract_params(config, jnp.float32).items() if part not in without}
     targets = {name: leaf.shape for name, leaf in flatten(tree).items()}
+    tensors = unfused(tensors, config.text)
     if config.text.tie_word_embeddings:
         tensors = _tied(folder, tensors)
     return targets, [Group(tensors), Group(tower, CLIP)]

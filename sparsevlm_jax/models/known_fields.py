@@ -91,6 +91,21 @@ QWEN2: Mapping[str, Any] = {
     "eos_token_id": None,
 }
 QWEN3: Mapping[str, Any] = {**QWEN2, "head_dim": 128, "attention_bias": False}
+PHI3: Mapping[str, Any] = {
+    **{name: value for name, value in MISTRAL.items() if name != "head_dim"},
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_key_value_heads": None,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 32000,
+    "pad_token_id": 32000,
+    "sliding_window": None,
+}
 # What `LlavaConfig` gives its tower where `vision_config` is absent.
 LLAVA_VISION: Mapping[str, Any] = {
     "hidden_size": 1024,
@@ -130,11 +145,11 @@ INERT = frozenset(
     """_name_or_path name_or_path _commit_hash architectures auto_map transformers_version model_type dtype torch_dtype
     attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset
     experts_implementation _experts_implementation output_attentions output_hidden_states return_dict use_cache
-    initializer_range initializer_factor attention_dropout dropout pretraining_tp projection_dim image_seq_length
-    ignore_index chunk_size_feed_forward id2label label2id num_labels problem_type finetuning_task tokenizer_class
-    prefix task_specific_params torchscript tf_legacy_loss use_bfloat16 is_decoder add_cross_attention
-    cross_attention_hidden_size tie_encoder_decoder pad_token_id bos_token_id eos_token_id sep_token_id
-    decoder_start_token_id tie_word_embeddings max_length output_scores return_dict_in_generate""".split()
+    initializer_range initializer_factor attention_dropout dropout resid_pdrop embd_pdrop pretraining_tp
+    projection_dim image_seq_length ignore_index chunk_size_feed_forward id2label label2id num_labels problem_type
+    finetuning_task tokenizer_class prefix task_specific_params torchscript tf_legacy_loss use_bfloat16 is_decoder
+    add_cross_attention cross_attention_hidden_size tie_encoder_decoder pad_token_id bos_token_id eos_token_id
+    sep_token_id decoder_start_token_id tie_word_embeddings max_length output_scores return_dict_in_generate""".split()
 )
 # Dropped by transformers 5, whatever they say: worth a word unless they stand at the default that version 4 wrote.
 DROPPED: Mapping[str, Any] = {

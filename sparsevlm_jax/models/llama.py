@@ -1,5 +1,6 @@
-"""The Llama decoder (Touvron et al., arXiv 2302.13971) and those that differ from it by a field: Mistral (a window),
-Qwen2 (biases), Qwen3 (norms of queries and keys). With grouped-query attention: LLaVA's language model.
+"""The Llama decoder (Touvron et al., arXiv 2302.13971), LLaVA's language model, with grouped-query attention; and those
+that differ from it by a field: Mistral (a window), Qwen2 (biases), Qwen3 (norms of queries and keys), Phi-3 (a window;
+its fused weights are taken apart by `convert`).
 
 A layer does not know whether it runs in prefill, decode or training: the caller passes `attend`, a function from this
 layer's (q, k, v) to the attention's output and whatever the caller wants back (keys to cache, queries to score with).
@@ -19,14 +20,14 @@ from jaxtyping import Array, Float, Float32, Int
 
 from .hf_config import ConfigReader
 from .hf_rope import read_rope
-from .known_fields import LLAMA, MISTRAL, QWEN2, QWEN3, ROPE_SPELLINGS
+from .known_fields import LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, ROPE_SPELLINGS
 from .linear import apart, linear, matmul
 from .rope import RopeScaling, Rotary, inverse_frequencies, rotary, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 # Vicuna is what some configs call Llama; HF has no class of that name.
-_CLASSES = {"llama": LLAMA, "vicuna": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
+_CLASSES = {"llama": LLAMA, "vicuna": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3, "phi3": PHI3}
 _KNOWN = {name: {**fields, **ROPE_SPELLINGS} for name, fields in _CLASSES.items()}
 
 
@@ -69,7 +70,7 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlamaConfig":
-        """Reads HF's `text_config` (model types llama, mistral, qwen2 and qwen3), old and new spellings of RoPE.
+        """Reads HF's `text_config` (model types llama, mistral, qwen2, qwen3 and phi3), old and new spellings of RoPE.
 
         Raises:
             ValueError: naming every field whose value is not implemented here.
@@ -144,8 +145,8 @@ def _flag(read: ConfigReader, name: str) -> bool:
 
 
 def _sliding_window(read: ConfigReader) -> int | None:
-    """Mistral's; null is none, absent is HF's default. Qwen's counts only where it is switched on, which is refused.
-    Llama has none: there the field is a leftover."""
+    """Mistral's and Phi-3's; null is none, absent is HF's default. Qwen's counts only where it is switched on, which is
+    refused. Llama has none: there the field is a leftover."""
     known = read.known or {}
     if "use_sliding_window" in known:
         read.only("use_sliding_window", False)
@@ -153,7 +154,10 @@ def _sliding_window(read: ConfigReader) -> int | None:
         return None
     if "sliding_window" not in known or read.is_null("sliding_window"):
         return None
-    return read("sliding_window")
+    default = known["sliding_window"]
+    if default is None and "sliding_window" not in read.config:
+        return None
+    return read("sliding_window", default or 1)
 
 
 class LlamaAttention(nnx.Module):

@@ -23,7 +23,7 @@ from .known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
 from .linear import linear
 from .llama import CausalLM, LlamaConfig
 from .params import bind
-from .towers import bind_tower, config_class, module_of
+from .towers import TOWERS, bind_tower, config_class, module_of
 from .vision_transformer import VisionConfig
 
 
@@ -94,6 +94,7 @@ class LlavaConfig:
         text_read = read.nested("text_config", LlamaConfig.known(config.get("text_config")), {}, prefix["text_config"])
         tower = config_class(config.get("vision_config"))
         vision_read = read.nested("vision_config", tower.known, LLAVA_VISION, prefix["vision_config"])
+        vision_read.only("model_type", *TOWERS)
         text, vision = LlamaConfig.read(text_read), tower.read(vision_read)
         read.only("model_type", "llava")
         read.only("vision_feature_select_strategy", "default", "full")

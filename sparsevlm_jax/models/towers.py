@@ -7,7 +7,7 @@ from .params import bind
 from .siglip import SiglipVisionConfig, SiglipVisionModel
 from .vision_transformer import VisionConfig, VisionTransformer
 
-CONFIGS: dict[str, type[VisionConfig]] = {each.model_type: each for each in (ClipVisionConfig, SiglipVisionConfig)}
+TOWERS: dict[str, type[VisionConfig]] = {each.model_type: each for each in (ClipVisionConfig, SiglipVisionConfig)}
 MODULES: dict[type[VisionConfig], type[VisionTransformer]] = {
     ClipVisionConfig: ClipVisionModel,
     SiglipVisionConfig: SiglipVisionModel,
@@ -17,7 +17,7 @@ MODULES: dict[type[VisionConfig], type[VisionTransformer]] = {
 def config_class(vision_config: Any) -> type[VisionConfig]:
     """The kind of tower that a `vision_config` is of; CLIP where it does not say, and for what is no kind at all."""
     kind = vision_config.get("model_type") if isinstance(vision_config, dict) else None
-    return CONFIGS.get(kind, ClipVisionConfig) if isinstance(kind, str) else ClipVisionConfig
+    return TOWERS.get(kind, ClipVisionConfig) if isinstance(kind, str) else ClipVisionConfig
 
 
 def module_of(config: VisionConfig) -> type[VisionTransformer]:

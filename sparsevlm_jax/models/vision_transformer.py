@@ -84,14 +84,14 @@ class VisionConfig:
             CheckpointWarning: once, naming every field that is none of the tower's.
         """
         read = ConfigReader(config, where="vision_config", known=cls.known)
+        read.only("model_type", cls.model_type)
         result = cls.read(read)
         read.done()
         return result
 
     @classmethod
     def read(cls, read: ConfigReader) -> Self:
-        """`from_hf` for one who reads more than the tower; complaints stay with the reader."""
-        read.only("model_type", cls.model_type)
+        """`from_hf` for one who reads more than the tower and knows its kind; complaints stay with the reader."""
         result = cls(
             **{field.name: read(field.name) for field in fields(cls) if field.name != "hidden_act"},
             hidden_act=read.one_of("hidden_act", ACTIVATIONS),

@@ -11,6 +11,7 @@ from transformers.models.clip import modeling_clip
 from transformers.models.llama import modeling_llama
 from transformers.models.llava import modeling_llava
 from transformers.models.mistral import modeling_mistral
+from transformers.models.phi3 import modeling_phi3
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.siglip import modeling_siglip
@@ -25,6 +26,7 @@ CLASSES = {
     transformers.MistralConfig: known.MISTRAL,
     transformers.Qwen2Config: known.QWEN2,
     transformers.Qwen3Config: known.QWEN3,
+    transformers.Phi3Config: known.PHI3,
 }
 SPELLINGS = known.LLAVA_SPELLINGS.keys() | known.ROPE_SPELLINGS.keys()
 EVERYWHERE = known.INERT | known.FIXED.keys() | known.DROPPED.keys() | SPELLINGS
@@ -67,7 +69,7 @@ def test_a_tower_that_is_not_described_is_the_one_of_hf():
 
 MODULES = [
     *(modeling_llava, modeling_clip, modeling_siglip),
-    *(modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3),
+    *(modeling_llama, modeling_mistral, modeling_phi3, modeling_qwen2, modeling_qwen3),
 ]
 
 

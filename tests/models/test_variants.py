@@ -40,6 +40,8 @@ VARIANTS: dict[str, tuple[dict, dict, dict]] = {
     "two layers, whole": ({"vision_feature_layer": [3, 0], **WHOLE}, {}, {}),
     "qwen2": ({}, {"model_type": "qwen2"}, {}),
     "qwen3, wide heads": ({}, {"model_type": "qwen3", "head_dim": 24, "attention_bias": True}, {}),
+    "phi3": ({}, {"model_type": "phi3", "num_attention_heads": 8, "num_key_value_heads": 4}, {}),
+    "phi3, window": ({}, {"model_type": "phi3", "sliding_window": 64}, {}),
     "biases everywhere": ({}, {"attention_bias": True, "mlp_bias": True}, {}),
     "siglip, qwen2": ({"vision_feature_layer": -1, **WHOLE}, {"model_type": "qwen2"}, {**SIGLIP, "image_size": 60}),
     "siglip, two layers": ({"vision_feature_layer": [-2, 1], **WHOLE}, {}, {**SIGLIP, "hidden_act": "gelu"}),
