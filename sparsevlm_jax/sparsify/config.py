@@ -6,6 +6,7 @@ Presets name the published versions; every difference between them is a field, s
     dataclasses.replace(SparsityConfig.sparsevlm(tokens="1/3"), recycle=None, positions="keep")
 """
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -232,29 +233,7 @@ class SparsityConfig:
         Raises:
             ValueError: if layers or budget do not fit the model.
         """
-        geometry = self.geometry(num_layers, bucket)
-        if bucket.visual == 0:
-            return ()
-        table = self.budget.table(geometry, self.recycle)
-        flow = None if table is None else simulate(table, geometry.row_counts, self.recycle)
-        plans, visual = [], bucket.visual
-        for stage, layer in enumerate(geometry.layers):
-            if flow is None:
-                plan = self.bound(layer, visual, bucket)
-            else:
-                plan = StagePlan(
-                    layer,
-                    visual,
-                    kept=int(flow.kept[stage].max()),
-                    candidates=int(flow.candidates[stage].max()),
-                    merged=int(flow.merged[stage].max()),
-                    leaving=int(flow.leaving[stage].max()),
-                    table=tuple(map(int, flow.kept[stage])),
-                    bucket=bucket,
-                )
-            visual = plan.leaving
-            plans.append(plan)
-        return tuple(plans)
+        return _plan(self, num_layers, bucket)
 
     def bound(self, layer: int, visual: int, bucket: Bucket) -> StagePlan:
         """A stage after `layer` that at most `visual` tokens enter and whose counts depend on the image."""
@@ -262,3 +241,31 @@ class SparsityConfig:
         candidates = int(self.recycle.candidate_count(visual)) if self.recycle else 0
         merged = int(self.recycle.merged_count(visual, kept)) if self.recycle else 0
         return StagePlan(layer, visual, kept, candidates, merged, min(visual, kept + merged), None, bucket)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(config: SparsityConfig, num_layers: int, bucket: Bucket) -> tuple[StagePlan, ...]:
+    """`SparsityConfig.plan`, which every prompt asks for: of the same bucket, mostly."""
+    geometry = config.geometry(num_layers, bucket)
+    if bucket.visual == 0:
+        return ()
+    table = config.budget.table(geometry, config.recycle)
+    flow = None if table is None else simulate(table, geometry.row_counts, config.recycle)
+    plans, visual = [], bucket.visual
+    for stage, layer in enumerate(geometry.layers):
+        if flow is None:
+            plan = config.bound(layer, visual, bucket)
+        else:
+            plan = StagePlan(
+                layer,
+                visual,
+                kept=int(flow.kept[stage].max()),
+                candidates=int(flow.candidates[stage].max()),
+                merged=int(flow.merged[stage].max()),
+                leaving=int(flow.leaving[stage].max()),
+                table=tuple(map(int, flow.kept[stage])),
+                bucket=bucket,
+            )
+        visual = plan.leaving
+        plans.append(plan)
+    return tuple(plans)

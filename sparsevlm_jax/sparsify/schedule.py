@@ -67,12 +67,21 @@ class Anchors:
         table = [[0.0, *(kept[stage] / _ANCHOR_TOKENS for _, kept in self.schedules), 1.0] for stage in stages]
         shares = np.stack([np.interp(nominal, budgets, column) for column in table])
         knots = np.array(_ANCHOR_LAYERS) / _ANCHOR_DEPTH
-        at = [layer / num_layers for layer in layers]
-        return np.array([[np.interp(fraction, knots, row) for row in shares.T] for fraction in at]).reshape(len(at), -1)
+        at = [_between(layer / num_layers, knots, shares) for layer in layers]
+        return np.array(at).reshape(len(at), -1)
 
     def exact(self, amount: np.ndarray, rows: np.ndarray, layers: Sequence[int], num_layers: int) -> np.ndarray:
         official = (num_layers, tuple(layers)) == (_ANCHOR_DEPTH, _ANCHOR_LAYERS)
         return (rows == _ANCHOR_TOKENS) & np.isin(amount, [tokens for tokens, _ in self.schedules]) & official
+
+
+def _between(x: float, knots: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`np.interp` at one `x` for many functions at once: `rows` has their values, a row for each knot."""
+    after = int(np.searchsorted(knots, x, side="right"))
+    if after in (0, len(knots)):
+        return rows[max(after - 1, 0)]
+    low, high = rows[after - 1], rows[after]
+    return (high - low) / (knots[after] - knots[after - 1]) * (x - knots[after - 1]) + low
 
 
 @dataclass(frozen=True)

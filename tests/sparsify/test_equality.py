@@ -21,7 +21,7 @@ from sparsevlm_jax import methods, sparsify
 from sparsevlm_jax.methods import dart, plain, prumerge, tome, visionzip
 from sparsevlm_jax.methods.tome import PerImage
 from sparsevlm_jax.sparsify import Bucket, Geometric, KeptTokens, RankScale, RaterScore, Share, SparsityConfig, Tokens
-from sparsevlm_jax.sparsify.config import StagePlan
+from sparsevlm_jax.sparsify.config import StagePlan, _plan
 from sparsevlm_jax.sparsify.schedule import V15, Geometry
 
 DEPTH, BUCKET = 32, Bucket(text=8, visual=64, visual_step=32)
@@ -170,6 +170,7 @@ def config_of(drawn: dict[str, Any]) -> SparsityConfig:
 
 
 def plan_of(config: SparsityConfig) -> Any:
+    _plan.cache_clear()  # of an equal configuration the cache would give the very same plan
     try:
         return config.plan(DEPTH, BUCKET)
     except ValueError as error:
