@@ -24,7 +24,7 @@ from .linear import linear
 from .llama import CausalLM, LlamaConfig
 from .params import bind
 from .towers import TOWERS, bind_tower, config_class, module_of
-from .vision_transformer import VisionConfig
+from .vision_transformer import ACTIVATIONS, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class LlavaConfig:
     bos_token_id: int = 1
     eos_token_ids: tuple[int, ...] = (2,)
     pad_token_id: int = 0
+    projector_hidden_act: str = "gelu"
+    projector_bias: bool = True
 
     def __post_init__(self):
         if complaint := _no_class_token(self.vision, self.vision_feature_select_strategy):
@@ -111,6 +113,8 @@ class LlavaConfig:
             bos_token_id=(_token_ids("bos", read, text_read, text) or (1,))[0],
             eos_token_ids=_token_ids("eos", read, text_read, text),
             pad_token_id=(_token_ids("pad", read, text_read, text) or (0,))[0],
+            projector_hidden_act=read.one_of("projector_hidden_act", ACTIVATIONS),
+            projector_bias=read("multimodal_projector_bias"),
         )
         read.done()
         return cls(**result)
@@ -127,7 +131,8 @@ class LlavaConfig:
             "image_seq_length": self.tokens_per_image,
             "vision_feature_layer": list(layer) if isinstance(layer, tuple) else layer,
             "vision_feature_select_strategy": self.vision_feature_select_strategy,
-            "projector_hidden_act": "gelu",
+            "projector_hidden_act": self.projector_hidden_act,
+            "multimodal_projector_bias": self.projector_bias,
             "tie_word_embeddings": self.text.tie_word_embeddings,
             "pad_token_id": self.pad_token_id,
             "text_config": {**self.text.to_hf(), **ids},
@@ -183,14 +188,17 @@ def _token_ids(name: str, read: ConfigReader, text_read: ConfigReader, text: Lla
 
 
 class Projector(nnx.Module):
-    """Linear, exact GELU, linear: from the features' width to the language model's."""
+    """Linear, GELU (the exact one, unless the config says otherwise), linear: from the features' width to the language
+    model's."""
 
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
-        self.linear_1 = linear(config.feature_size, config.text.hidden_size, rngs=rngs)
-        self.linear_2 = linear(config.text.hidden_size, config.text.hidden_size, rngs=rngs)
+        width, bias = config.text.hidden_size, config.projector_bias
+        self.linear_1 = linear(config.feature_size, width, use_bias=bias, rngs=rngs)
+        self.linear_2 = linear(width, width, use_bias=bias, rngs=rngs)
+        self.activation = ACTIVATIONS[config.projector_hidden_act]
 
     def __call__(self, features: Float[Array, "... Dv"]) -> Float[Array, "... D"]:
-        return self.linear_2(jax.nn.gelu(self.linear_1(features), approximate=False))
+        return self.linear_2(self.activation(self.linear_1(features)))
 
 
 def modules(config: LlavaConfig) -> dict:

@@ -27,7 +27,7 @@ def quick_gelu(x):
 
 
 _tanh_gelu = partial(jax.nn.gelu, approximate=True)
-# Of the tower's feed-forward, under the names HF has for them.
+# Of feed-forwards and projectors, under the names HF has for them.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),

@@ -38,6 +38,11 @@ VARIANTS: dict[str, tuple[dict, dict, dict]] = {
     ),
     "three layers": ({"vision_feature_layer": [-2, 1, 4]}, {}, {}),
     "two layers, whole": ({"vision_feature_layer": [3, 0], **WHOLE}, {}, {}),
+    "projector without biases, quick gelu": (
+        {"multimodal_projector_bias": False, "projector_hidden_act": "quick_gelu"},
+        {},
+        {},
+    ),
     "qwen2": ({}, {"model_type": "qwen2"}, {}),
     "qwen3, wide heads": ({}, {"model_type": "qwen3", "head_dim": 24, "attention_bias": True}, {}),
     "phi3": ({}, {"model_type": "phi3", "num_attention_heads": 8, "num_key_value_heads": 4}, {}),
