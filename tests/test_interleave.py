@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import sparsevlm_jax as sv
 from sparsevlm_jax import methods
@@ -33,7 +34,7 @@ WIDTH = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "n
 
 
 def tokenizer() -> Any:
-    letters = transformers.convert_slow_tokenizer.bytes_to_unicode().values()
+    letters = bytes_to_unicode().values()
     vocab = {letter: i for i, letter in enumerate(letters)} | {"th": 256, "is": 257}
     merges: Any = [("t", "h"), ("i", "s")]
     made = transformers.Qwen2Tokenizer(vocab=vocab, merges=merges, eos_token="<|im_end|>")

@@ -27,7 +27,10 @@ _LONGEST = 2000  # letters of one line
 
 def guarded(run: Callable[[], None]) -> int:
     """Runs a command; returns the exit code. SystemExit (of argparse) passes through."""
-    with _only_our_words():  # until the error itself is forgotten: what hung on it may complain while it goes
+    with (
+        _open_streams(),
+        _only_our_words(),
+    ):  # until the error itself is forgotten: what hung on it may complain while it goes
         return _run(run)
 
 
@@ -51,8 +54,6 @@ def _run(run: Callable[[], None]) -> int:
 
 def tell(line: str) -> None:
     """One line on stderr, under the command's name."""
-    if sys.stderr is None:  # closed by whoever started us
-        return
     with progress.hidden(), suppress(OSError):
         print(f"sparsevlm: {one_line(line)}", file=sys.stderr)
 
@@ -86,8 +87,6 @@ def _is_path(name: object) -> bool:
 
 def _flush() -> None:
     """Writes what has been printed while an error can still be told; Python itself would do so after all is said."""
-    if sys.stdout is None:  # closed by whoever started us
-        return
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -96,6 +95,20 @@ def _flush() -> None:
         if isinstance(error, BrokenPipeError):
             raise
         raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+@contextmanager
+def _open_streams() -> Iterator[None]:
+    """Streams that whoever started us has closed lead nowhere: argparse of Python 3.11.2 writes without asking."""
+    closed = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    with open(os.devnull, "w") as nowhere:
+        for name in closed:
+            setattr(sys, name, nowhere)
+        try:
+            yield
+        finally:
+            for name in closed:
+                setattr(sys, name, None)
 
 
 @contextmanager
