@@ -61,6 +61,7 @@ def test_rows_of_padding_change_no_answer_and_no_report(vlm):
             assert alone.report.to_dict() | {"timing": None} == row.report.to_dict() | {"timing": None}
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_padding(vlm):
     options: Any = dict(sparsity=HALF, max_new_tokens=6, temperature=1.0)
     together = sv.generate(vlm, PROMPTS, IMAGES, seed=[1, 2, 3, 4, 5], **options)

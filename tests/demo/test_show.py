@@ -11,6 +11,8 @@ from sparsevlm_jax.accounting import Timing
 from sparsevlm_jax.demo import CHECKPOINT, show, world
 from sparsevlm_jax.vlm import Output
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
