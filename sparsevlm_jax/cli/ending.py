@@ -27,10 +27,8 @@ _LONGEST = 2000  # letters of one line
 
 def guarded(run: Callable[[], None]) -> int:
     """Runs a command; returns the exit code. SystemExit (of argparse) passes through."""
-    with (
-        _open_streams(),
-        _only_our_words(),
-    ):  # until the error itself is forgotten: what hung on it may complain while it goes
+    # Until the error itself is forgotten: what hung on it may complain while it goes.
+    with _open_streams(), _only_our_words():
         return _run(run)
 
 

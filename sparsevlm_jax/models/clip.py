@@ -18,6 +18,11 @@ from .vision_transformer import VisionConfig, VisionTransformer, layer_norm, pat
 
 @dataclass(frozen=True)
 class ClipVisionConfig(VisionConfig):
+    """A CLIP tower's sizes; see `VisionConfig`.
+
+    ClipVisionConfig(1024, 4096, 24, 16, image_size=336, patch_size=14).num_patches  # 576
+    """
+
     layer_norm_eps: float = 1e-5
     hidden_act: str = "quick_gelu"
 

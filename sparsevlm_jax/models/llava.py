@@ -32,7 +32,7 @@ class LlavaConfig:
     """A LLaVA's sizes and token ids. `vision_feature_layer` indexes the tower's hidden states as HF does (-2: the
     output of the last layer but one); several are concatenated, in their order. "default" drops the class token of
     each, "full" keeps it; a tower that has none (SigLIP) is "full". The image token may lie outside the vocabulary, the
-    pad token may not."""
+    pad token may not. `projector_hidden_act` is a name of `vision_transformer.ACTIVATIONS`."""
 
     vision: VisionConfig
     text: LlamaConfig

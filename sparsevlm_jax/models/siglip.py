@@ -7,10 +7,12 @@ I images · P patches · D model dim
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 from flax import nnx
 from jaxtyping import Array, Float
 
+from .hf_config import ConfigReader
 from .known_fields import SIGLIP_VISION
 from .linear import linear
 from .vision_transformer import VisionConfig, VisionTransformer, patchify
@@ -18,6 +20,11 @@ from .vision_transformer import VisionConfig, VisionTransformer, patchify
 
 @dataclass(frozen=True)
 class SiglipVisionConfig(VisionConfig):
+    """A SigLIP tower's sizes; see `VisionConfig`.
+
+    SiglipVisionConfig(1152, 4304, 26, 16, image_size=384, patch_size=14).num_patches  # 27 * 27, 6 pixels over
+    """
+
     layer_norm_eps: float = 1e-6
     hidden_act: str = "gelu_pytorch_tanh"
 
@@ -26,7 +33,7 @@ class SiglipVisionConfig(VisionConfig):
     class_tokens = 0
 
     @classmethod
-    def read(cls, read):
+    def read(cls, read: ConfigReader) -> Self:
         read.seen.add("vision_use_head")  # whether there is one or not, no patch passes through it
         return super().read(read)
 

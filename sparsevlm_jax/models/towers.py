@@ -7,11 +7,11 @@ from .params import bind
 from .siglip import SiglipVisionConfig, SiglipVisionModel
 from .vision_transformer import VisionConfig, VisionTransformer
 
-TOWERS: dict[str, type[VisionConfig]] = {each.model_type: each for each in (ClipVisionConfig, SiglipVisionConfig)}
 MODULES: dict[type[VisionConfig], type[VisionTransformer]] = {
     ClipVisionConfig: ClipVisionModel,
     SiglipVisionConfig: SiglipVisionModel,
 }
+TOWERS: dict[str, type[VisionConfig]] = {config.model_type: config for config in MODULES}
 
 
 def config_class(vision_config: Any) -> type[VisionConfig]:

@@ -171,6 +171,10 @@ def test_a_config_written_and_read_back_is_the_same_and_nothing_is_left_over(con
             {**LLAVA_7B, "quantization_config": {"quant_method": "gptq"}},
             "is not supported: quantization_config of method 'gptq'",
         ),
+        (
+            {**LLAVA_7B, "vision_config": {"model_type": "dinov2"}},
+            "vision_config.model_type = 'dinov2', implemented: 'clip_vision_model', 'siglip_vision_model'",
+        ),
         ({**LLAVA_7B, "multimodal_projector_bias": "no"}, "multimodal_projector_bias = 'no', expected bool"),
         ({**LLAVA_7B, "projector_hidden_act": "relu"}, "projector_hidden_act = 'relu', implemented: .*'gelu'"),
         ({**LLAVA_7B, "vision_feature_layer": []}, r"vision_feature_layer = \[\], expected one or more of -25 to 24"),
