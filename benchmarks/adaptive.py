@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import MODELS, alternate, median
 
-from sparsevlm_jax.bucketed import prefill_bucketed
 from sparsevlm_jax.models import LlavaConfig, init_params
-from sparsevlm_jax.models.attention import choose_implementation
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models.nn.attention import choose_implementation
+from sparsevlm_jax.runtime.bucketed import prefill_bucketed
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, SparsityConfig
 
 TEXT = 64

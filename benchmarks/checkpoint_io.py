@@ -72,14 +72,14 @@ def step_make(folders: dict[str, Path], size: str) -> int:
 
 
 def step_convert(folders: dict[str, Path], size: str) -> int:
-    from sparsevlm_jax.sources import convert_checkpoint
+    from sparsevlm_jax.checkpoints.sources import convert_checkpoint
 
     convert_checkpoint(folders["hf"], folders["orbax"])
     return _parameter_bytes(folders["hf"])
 
 
 def step_export(folders: dict[str, Path], size: str) -> int:
-    from sparsevlm_jax.sources import export_checkpoint
+    from sparsevlm_jax.checkpoints.sources import export_checkpoint
 
     export_checkpoint(folders["orbax"], folders["back"])
     return _parameter_bytes(folders["hf"])
@@ -109,8 +109,8 @@ def step_same(folders: dict[str, Path], size: str) -> int:
     """Not a figure: the three folders hold the same bits."""
     import numpy as np
 
-    from sparsevlm_jax.sources import load_checkpoint
-    from sparsevlm_jax.trees import flatten
+    from sparsevlm_jax.checkpoints.sources import load_checkpoint
+    from sparsevlm_jax.checkpoints.trees import flatten
 
     first = flatten(load_checkpoint(folders["hf"]).params)
     for name in ("orbax", "back"):
@@ -133,14 +133,14 @@ STEPS: dict[str, Callable[[dict[str, Path], str], int]] = {
 def _load(folder: Path) -> int:
     import jax
 
-    from sparsevlm_jax.sources import load_checkpoint
+    from sparsevlm_jax.checkpoints.sources import load_checkpoint
 
     leaves = jax.tree.leaves(jax.block_until_ready(load_checkpoint(folder).params))
     return sum(leaf.nbytes for leaf in leaves)
 
 
 def _parameter_bytes(folder: Path) -> int:
-    from sparsevlm_jax.sources import inspect_checkpoint
+    from sparsevlm_jax.checkpoints.sources import inspect_checkpoint
 
     return inspect_checkpoint(folder).bytes
 

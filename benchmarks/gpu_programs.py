@@ -37,9 +37,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from shapes import MODELS
 
-from sparsevlm_jax import decode
 from sparsevlm_jax.models import LlavaConfig, abstract_params
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.runtime import decode
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
 # What XLA's cost models ask of a chip, by its datasheet and CUDA's occupancy tables (compute capability 9.0).

@@ -23,10 +23,10 @@ import numpy as np
 from environment import environment
 from shapes import MODELS
 
-from sparsevlm_jax import decode
 from sparsevlm_jax.models import init_params
-from sparsevlm_jax.models.attention import choose_implementation
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models.nn.attention import choose_implementation
+from sparsevlm_jax.runtime import decode
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
 GRAPHED = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION"  # XLA's default, as of jax 0.11

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsevlm_jax import accounting, decode
-from sparsevlm_jax.accounting import Timing
-from sparsevlm_jax.batching import assemble
 from sparsevlm_jax.demo import evaluate, world
 from sparsevlm_jax.demo.questions import Question
-from sparsevlm_jax.models.llava import EncodedImages, encode
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models.families.llava import EncodedImages, encode
 from sparsevlm_jax.processing import ProcessedInputs
+from sparsevlm_jax.report import cost as accounting
+from sparsevlm_jax.report.cost import Timing
+from sparsevlm_jax.runtime import decode
+from sparsevlm_jax.runtime.batching import assemble
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 from sparsevlm_jax.vlm import VLM
 

@@ -51,13 +51,15 @@ from roofline import PARTS, Ceilings, ceilings, floor, layer_products, rows_of_l
 from shapes import MODELS, alternate
 from stages import setting
 
-from sparsevlm_jax import accounting, decode, methods, sparsify
+from sparsevlm_jax import methods, sparsify
+from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.models import LlavaConfig, init_params
-from sparsevlm_jax.models.attention import Implementation, choose_implementation
-from sparsevlm_jax.models.llava import DECODER, encode
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models.families.llava import DECODER, encode
+from sparsevlm_jax.models.nn.attention import Implementation, choose_implementation
+from sparsevlm_jax.report import cost as accounting
+from sparsevlm_jax.runtime import decode
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
-from sparsevlm_jax.trees import flatten
 
 BUDGETS = (192, 128, 64)
 BEFORE = 8

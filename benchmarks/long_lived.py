@@ -78,7 +78,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.limit:
         os.environ["SPARSEVLM_PROGRAMS"] = str(args.limit)
-    from sparsevlm_jax.programs import PROGRAMS
+    from sparsevlm_jax.runtime.programs import PROGRAMS
 
     vlm, rng, begin = tiny_model(), Random(args.seed), time.perf_counter()
     print(f"{'calls':>6}{'resident MB':>13}{'maps':>8}{'programs':>10}{'seconds':>9}")

@@ -17,10 +17,10 @@ import transformers
 import transformers.initialization
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
+from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.convert.export import export_tensor
 from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.sparsify import SparsityConfig, StagePlan
-from sparsevlm_jax.trees import flatten
 
 # From the hub's layout to that of the modules of transformers 5.
 _RENAMED = {

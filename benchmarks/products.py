@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import alternate, median
 
-from sparsevlm_jax.models.linear import matmul
+from sparsevlm_jax.models.nn.linear import matmul
 
 KERNELS = 8
 

@@ -19,7 +19,7 @@ from held_out import BATCH, Exam, Examiner
 
 import sparsevlm_jax as sv
 from sparsevlm_jax.demo import CHECKPOINT
-from sparsevlm_jax.prefill import prefill
+from sparsevlm_jax.runtime.prefill import prefill
 from sparsevlm_jax.sparsify import SparsityConfig, attention_rank
 
 _STATIC = ("config", "sparsity", "bucket", "implementation")

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from shapes import alternate
 
-from sparsevlm_jax import accounting
 from sparsevlm_jax.models import LlamaConfig
-from sparsevlm_jax.models.linear import matmul
-from sparsevlm_jax.prefill import segments
+from sparsevlm_jax.models.nn.linear import matmul
+from sparsevlm_jax.report import cost as accounting
+from sparsevlm_jax.runtime.prefill import segments
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
 PARTS = ("self_attn", "mlp")

@@ -23,9 +23,9 @@ from shapes import MODELS, alternate, median
 
 from sparsevlm_jax import sparsify
 from sparsevlm_jax.models import LlamaConfig
-from sparsevlm_jax.models.attention import causal_attention, choose_implementation
-from sparsevlm_jax.models.llama import CausalLM
-from sparsevlm_jax.models.params import bind, init
+from sparsevlm_jax.models.decoders.llama import CausalLM
+from sparsevlm_jax.models.nn.attention import causal_attention, choose_implementation
+from sparsevlm_jax.models.nn.params import bind, init
 
 TEXT = 64
 

@@ -29,7 +29,8 @@ def measure(picture: str) -> dict[str, float]:
     begin = time.perf_counter()
     import jax
 
-    from sparsevlm_jax import enable_compilation_cache, executables, vlm
+    from sparsevlm_jax import enable_compilation_cache, vlm
+    from sparsevlm_jax.runtime import executables
 
     enable_compilation_cache()
     jax.devices()

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsevlm_jax import progress
-from sparsevlm_jax.atomic import new_folder
-from sparsevlm_jax.checkpoint import check_params, processor_files
+from sparsevlm_jax.checkpoints.atomic import new_folder
+from sparsevlm_jax.checkpoints.own import check_params, processor_files
+from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig
-from sparsevlm_jax.trees import flatten
 
 from .files import has_weights
 from .names import Row, as_is

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from sparsevlm_jax.checkpoints.jsonfile import read_json
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.jsonfile import read_json
 
 from .safetensors import open_safetensors
 from .tensors import StoredTensor, natural

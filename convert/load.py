@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsevlm_jax import progress
+from sparsevlm_jax.checkpoints.trees import flatten, nest
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig, abstract_params
-from sparsevlm_jax.trees import flatten, nest
 
 from .config import read_config
 from .files import open_weights

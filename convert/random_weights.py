@@ -11,10 +11,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from sparsevlm_jax.atomic import new_folder
+from sparsevlm_jax.checkpoints.atomic import new_folder
+from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.models import LlavaConfig, abstract_params
 from sparsevlm_jax.processing import LLAVA_1_5, PixelConfig
-from sparsevlm_jax.trees import flatten
 
 from .export import export_tensor, write_shards
 from .files import has_weights

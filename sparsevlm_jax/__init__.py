@@ -11,11 +11,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accounting import Report
-    from .compilation_cache import CacheWarning, enable_compilation_cache
     from .errors import CheckpointError, CheckpointWarning
+    from .report.cost import Report
+    from .report.trace import SparsityTrace, load_trace, save_trace, trace_prefill
+    from .runtime.compilation_cache import CacheWarning, enable_compilation_cache
     from .sparsify import SparsityConfig
-    from .trace import SparsityTrace, load_trace, save_trace, trace_prefill
     from .vlm import VLM, Output, generate, load, stream
 
 __version__ = "0.1.0"
@@ -24,21 +24,21 @@ _imported = time.time()  # a file of this library that changes later is not the 
 
 # Resolved on first use, so that `import sparsevlm_jax` (and `sparsevlm --help`) does not wait for JAX.
 _HOME = {
-    "CacheWarning": "compilation_cache",
+    "CacheWarning": "runtime.compilation_cache",
     "CheckpointError": "errors",
     "CheckpointWarning": "errors",
     "Output": "vlm",
-    "Report": "accounting",
+    "Report": "report.cost",
     "SparsityConfig": "sparsify",
-    "SparsityTrace": "trace",
+    "SparsityTrace": "report.trace",
     "VLM": "vlm",
-    "enable_compilation_cache": "compilation_cache",
+    "enable_compilation_cache": "runtime.compilation_cache",
     "generate": "vlm",
     "load": "vlm",
-    "load_trace": "trace",
-    "save_trace": "trace",
+    "load_trace": "report.trace",
+    "save_trace": "report.trace",
     "stream": "vlm",
-    "trace_prefill": "trace",
+    "trace_prefill": "report.trace",
 }
 
 __all__ = [

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import methods
+from .checkpoints.paths import as_path
 from .checks import (
     LARGEST_SEED,
     Check,
@@ -29,9 +30,8 @@ from .checks import (
     text,
     whole,
 )
-from .models.attention import Implementation
-from .models.dtypes import float_dtype
-from .paths import as_path
+from .models.nn.attention import Implementation
+from .models.nn.dtypes import float_dtype
 from .processing import ImageSource, Prompt
 from .sparsify import Share, SparsityConfig, parse_amount
 

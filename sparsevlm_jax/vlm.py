@@ -18,18 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import decode
-from .accounting import Report
 from .arguments import THIRD, checked
-from .batching import new_tokens_bucket
+from .checkpoints.sources import load_checkpoint
 from .errors import short
-from .models.attention import Implementation, choose_implementation
-from .models.dtypes import compute_dtype
-from .models.llava import DECODER, LlavaConfig
+from .models.families.llava import DECODER, LlavaConfig
+from .models.nn.attention import Implementation, choose_implementation
+from .models.nn.dtypes import compute_dtype
 from .processing import MAX_PIXELS, ImageSource, Processor, Prompt
-from .programs import Program
-from .run import Run
-from .sources import load_checkpoint
+from .report.cost import Report
+from .runtime import decode
+from .runtime.batching import new_tokens_bucket
+from .runtime.programs import Program
+from .runtime.run import Run
 from .sparsify import Amount, SparsityConfig
 
 _decode = Program(decode.generate, static=("config", "implementation", "buffer"), donate=(2,))

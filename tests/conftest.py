@@ -36,7 +36,7 @@ def _forget_programs():
     yield
     import jax
 
-    from sparsevlm_jax.programs import PROGRAMS
+    from sparsevlm_jax.runtime.programs import PROGRAMS
 
     PROGRAMS.clear()
     jax.clear_caches()

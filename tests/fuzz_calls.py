@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import methods, visualize
+from sparsevlm_jax import methods
+from sparsevlm_jax.report import visualize
 from sparsevlm_jax.sparsify import KeptTokens, RankScale, RaterScore, Recycle, Share, SparsityConfig, Tokens
 
 PACKAGE = Path(sv.__file__).parent

@@ -27,7 +27,7 @@ def serve() -> None:
     from transformers import AutoTokenizer  # noqa: F401
 
     import sparsevlm_jax.convert  # noqa: F401
-    from sparsevlm_jax.sources import convert_checkpoint
+    from sparsevlm_jax.checkpoints.sources import convert_checkpoint
 
     for line in sys.stdin:
         trial = json.loads(line)
@@ -83,10 +83,10 @@ def content(folder: Path) -> dict[str, bytes] | None:
     """
     import numpy as np
 
-    from sparsevlm_jax.checkpoint import MARKER
+    from sparsevlm_jax.checkpoints.own import MARKER
+    from sparsevlm_jax.checkpoints.sources import load_checkpoint, verify_checkpoint
+    from sparsevlm_jax.checkpoints.trees import flatten
     from sparsevlm_jax.errors import CheckpointError
-    from sparsevlm_jax.sources import load_checkpoint, verify_checkpoint
-    from sparsevlm_jax.trees import flatten
 
     if not folder.exists():
         return None

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from sparsevlm_jax.batching import assemble
-from sparsevlm_jax.decode import generate
-from sparsevlm_jax.models import LlavaConfig, llava
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.models.families import llava
 from sparsevlm_jax.processing import ProcessedInputs
+from sparsevlm_jax.runtime.batching import assemble
+from sparsevlm_jax.runtime.decode import generate
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 
 
 class Pair(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsevlm_jax.models import ClipVisionConfig, LlamaConfig, LlavaConfig, init_params
-from sparsevlm_jax.prefill import PrefillInputs
+from sparsevlm_jax.runtime.prefill import PrefillInputs
 from sparsevlm_jax.sparsify import Bucket
 
 IMAGE_ID, VOCAB = 90, 97

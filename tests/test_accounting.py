@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sparsevlm_jax import accounting
 from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.report import cost as accounting
 
 LAYERS, DEPTH, WORDS = (2, 6, 15), 32, 118
 CONFIG = LlavaConfig.from_hf(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sparsevlm_jax.atomic import new_folder
+from sparsevlm_jax.checkpoints.atomic import new_folder
 from sparsevlm_jax.errors import CheckpointError
 
 
@@ -155,7 +155,7 @@ def test_leftovers_are_found_whatever_the_name(tmp_path, name):
 
 HOLD = """
 import sys, time
-from sparsevlm_jax.atomic import new_folder
+from sparsevlm_jax.checkpoints.atomic import new_folder
 with new_folder(sys.argv[1]) as work:
     (work / "file").write_text("theirs")
     print("ready", flush=True)

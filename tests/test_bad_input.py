@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import SparsityConfig, arguments, cli, decode, methods
+from sparsevlm_jax import SparsityConfig, arguments, cli, methods
+from sparsevlm_jax.runtime import decode
 from sparsevlm_jax.sparsify import Tokens
 from tests.tiny import random_image
 

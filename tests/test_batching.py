@@ -9,8 +9,8 @@ import pytest
 
 import sparsevlm_jax as sv
 from sparsevlm_jax import vlm as host
-from sparsevlm_jax.batching import new_tokens_bucket, rung, text_bucket
-from sparsevlm_jax.run import Run
+from sparsevlm_jax.runtime.batching import new_tokens_bucket, rung, text_bucket
+from sparsevlm_jax.runtime.run import Run
 from tests.tiny import random_image
 
 PROMPTS = ["how many dogs?", "What is written on the blue sign?", "a red car <image> <image>?", "where?", "who?"]

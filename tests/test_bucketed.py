@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import bucketed
-from sparsevlm_jax.bucketed import ladder
-from sparsevlm_jax.run import Run
+from sparsevlm_jax.runtime import bucketed
+from sparsevlm_jax.runtime.bucketed import ladder
+from sparsevlm_jax.runtime.run import Run
 from sparsevlm_jax.sparsify import RankScale, SparsityConfig
 from tests.marks import sampled
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.checkpoint import MARKER, PARAMS, is_converted, processor_files, restore, save
+from sparsevlm_jax.checkpoints.own import MARKER, PARAMS, is_converted, processor_files, restore, save
+from sparsevlm_jax.checkpoints.trees import flatten, nest
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig, init_params
 from sparsevlm_jax.processing import VICUNA_V1
-from sparsevlm_jax.trees import flatten, nest
 from tests import kill_conversion
 from tests.convert.fuzz import CONFIG
 
@@ -58,8 +58,8 @@ def test_it_is_cast_and_sharded_as_asked(tmp_path, params, config):
 
 SHARDED = """
 import sys, jax, numpy as np
-from sparsevlm_jax.checkpoint import restore
-from sparsevlm_jax.trees import flatten
+from sparsevlm_jax.checkpoints.own import restore
+from sparsevlm_jax.checkpoints.trees import flatten
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("model",))
 split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("model",), ()))
 _, params = restore(sys.argv[1])
@@ -191,7 +191,7 @@ import gc, resource, signal, sys
 from orbax.checkpoint import v1
 import sparsevlm_jax.convert
 from sparsevlm_jax.errors import CheckpointError
-from sparsevlm_jax.sources import convert_checkpoint
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:

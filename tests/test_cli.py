@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import SparsityConfig, cli, compilation_cache, methods
+from sparsevlm_jax import SparsityConfig, cli, methods
+from sparsevlm_jax.runtime import compilation_cache
 from tests.tiny import random_image
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from sparsevlm_jax import compilation_cache, decode, executables
-from sparsevlm_jax.compilation_cache import CacheWarning, enable_compilation_cache
-from sparsevlm_jax.programs import Program, Programs
+from sparsevlm_jax.runtime import compilation_cache, decode, executables
+from sparsevlm_jax.runtime.compilation_cache import CacheWarning, enable_compilation_cache
+from sparsevlm_jax.runtime.programs import Program, Programs
 from sparsevlm_jax.sparsify import SparsityConfig
 from sparsevlm_jax.sparsify.select import TopK
 
@@ -276,13 +276,13 @@ def test_a_bucket_is_jaxs_alone(unset, tmp_path):
 SCRIPT = """
 import os, pathlib, sys, numpy as np, jax
 import sparsevlm_jax
-from sparsevlm_jax import decode
+from sparsevlm_jax.runtime import decode
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 do = os.environ.get("SPARSEVLM_TEST", "")
 if do != "jax only":
     print(sparsevlm_jax.enable_compilation_cache(*sys.argv[1:]))
     exec(do)
-from sparsevlm_jax.programs import Program
+from sparsevlm_jax.runtime.programs import Program
 print(Program(decode.choose, static=())(np.eye(3, 9, 4, np.float32), None, np.int32(0))[0])
 """
 

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 import sparsevlm_jax as sv
-from sparsevlm_jax.sources import convert_checkpoint, export_checkpoint
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint, export_checkpoint
 from tests import tiny
 
 REAL = os.environ.get("SPARSEVLM_REAL")

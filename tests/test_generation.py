@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import run as host
 from sparsevlm_jax import vlm as answers
-from sparsevlm_jax.decode import Sampling, restrict
+from sparsevlm_jax.runtime import run as host
+from sparsevlm_jax.runtime.decode import Sampling, restrict
 from tests.tiny import random_image
 
 PROMPTS = ["What is written on the blue sign?", "how many dogs?", "a red car <image> and a bicycle <image> where?"]

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from sparsevlm_jax.checkpoint import MARKER, PARAMS
+from sparsevlm_jax.checkpoints.integrity import seal
+from sparsevlm_jax.checkpoints.own import MARKER, PARAMS
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint, verify_checkpoint
 from sparsevlm_jax.convert import write_random_checkpoint
 from sparsevlm_jax.errors import CheckpointError
-from sparsevlm_jax.integrity import seal
-from sparsevlm_jax.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint, verify_checkpoint
 from tests.convert.fuzz import CONFIG
 
 

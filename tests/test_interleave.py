@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import sparsevlm_jax as sv
 from sparsevlm_jax import methods
-from sparsevlm_jax.sources import convert_checkpoint
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint
 from tests import tiny
 from tests.marks import sampled
 from tests.parity import shake

@@ -3,8 +3,8 @@
 import pytest
 
 from sparsevlm_jax.arguments import checked
+from sparsevlm_jax.checkpoints.paths import LONGEST_PATH, local_path, resolved
 from sparsevlm_jax.errors import CheckpointError
-from sparsevlm_jax.paths import LONGEST_PATH, local_path, resolved
 
 
 @pytest.mark.parametrize("value", [None, 3, b"out", "a\0b", "a\ud800", "x" * (LONGEST_PATH + 1), "é" * LONGEST_PATH])

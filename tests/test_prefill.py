@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsevlm_jax import methods
-from sparsevlm_jax.decode import decode_step, generate
-from sparsevlm_jax.models import LlavaConfig, abstract_params, attention
-from sparsevlm_jax.models.llama import LlamaMLP
-from sparsevlm_jax.models.llava import encode
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models import LlavaConfig, abstract_params
+from sparsevlm_jax.models.decoders.llama import LlamaMLP
+from sparsevlm_jax.models.families.llava import encode
+from sparsevlm_jax.models.nn import attention
+from sparsevlm_jax.runtime.decode import decode_step, generate
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import (
     Attention,
     Bucket,

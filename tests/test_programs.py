@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax import programs
-from sparsevlm_jax.programs import Program, Programs
+from sparsevlm_jax.runtime import programs
+from sparsevlm_jax.runtime.programs import Program, Programs
 
 
 def mix(x, *, rounds):

@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 
+from sparsevlm_jax.checkpoints.sources import inspect_checkpoint, load_checkpoint
 from sparsevlm_jax.convert import read_config
 from sparsevlm_jax.models import LlavaConfig
-from sparsevlm_jax.sources import inspect_checkpoint, load_checkpoint
 from tests.parity import Pair, assert_close, assert_same_sizes, last_logits, one_row, shake, their_logits
 from tests.tiny import layout, write_shards
 

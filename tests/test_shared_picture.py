@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import sparsevlm_jax as sv
-from sparsevlm_jax import run as module
 from sparsevlm_jax.processing import Processor
+from sparsevlm_jax.runtime import run as module
 from sparsevlm_jax.sparsify import SparsityConfig
 from tests.tiny import random_image
 

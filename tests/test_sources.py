@@ -8,11 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from sparsevlm_jax import sources
-from sparsevlm_jax.convert import write_random_checkpoint
-from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.processing import Processor
-from sparsevlm_jax.sources import (
+from sparsevlm_jax.checkpoints import sources
+from sparsevlm_jax.checkpoints.sources import (
     convert_checkpoint,
     export_checkpoint,
     inspect_checkpoint,
@@ -20,7 +17,10 @@ from sparsevlm_jax.sources import (
     resolve_source,
     verify_checkpoint,
 )
-from sparsevlm_jax.trees import flatten
+from sparsevlm_jax.checkpoints.trees import flatten
+from sparsevlm_jax.convert import write_random_checkpoint
+from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
+from sparsevlm_jax.processing import Processor
 from tests import tiny
 from tests.convert import fuzz
 

@@ -5,7 +5,7 @@ import sys
 import warnings
 from contextlib import ExitStack
 
-from sparsevlm_jax.storage import without_foreign_reports
+from sparsevlm_jax.checkpoints.storage import without_foreign_reports
 
 
 def listeners():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sparsevlm_jax as sv
-from sparsevlm_jax.trace import members
+from sparsevlm_jax.report.trace import members
 
 PROMPT = "a red car <image> and a bicycle <image> where?"
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8) for seed in (0, 1)]

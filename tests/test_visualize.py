@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sparsevlm_jax import visualize
-from sparsevlm_jax.trace import SparsityTrace, StageRecord, save_trace
+from sparsevlm_jax.report import visualize
+from sparsevlm_jax.report.trace import SparsityTrace, StageRecord, save_trace
 
 GREY, SIZE = 120, 4  # a grey picture of 2 x 2 patches, 4 pixels each
 

@@ -70,6 +70,6 @@ def _compilation_cache() -> None:
     """Keep compiled programs between runs; JAX_COMPILATION_CACHE_DIR says where, and empty means nowhere."""
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") == "":
         return  # before JAX is imported
-    from ..compilation_cache import enable_compilation_cache
+    from ..runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()

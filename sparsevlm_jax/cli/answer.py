@@ -191,7 +191,7 @@ def _stream(model: "VLM", prompt: str, images: list, request: Request) -> None:
 
 
 def _print_both(outputs: "dict[str, Output]", *, as_objects: bool) -> None:
-    from ..comparison import table
+    from ..report.comparison import table
 
     if as_objects:
         first, (name, other) = next(iter(outputs.values())), list(outputs.items())[1]
@@ -206,7 +206,7 @@ def _print_both(outputs: "dict[str, Output]", *, as_objects: bool) -> None:
 
 
 def _save_trace(path: str, model: "VLM", prompt: str, images: list, sparsity: "SparsityConfig | None") -> None:
-    from ..trace import save_trace, trace_prefill
+    from ..report.trace import save_trace, trace_prefill
 
     assert sparsity is not None  # a dense run has been refused
     with progress.step("tracing"):

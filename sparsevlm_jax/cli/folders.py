@@ -10,7 +10,7 @@ from .. import progress
 from .options import Commands, Parser, add_vision_tower, command
 
 if TYPE_CHECKING:
-    from ..sources import CheckpointInfo
+    from ..checkpoints.sources import CheckpointInfo
 
 CONVERT = """\
 examples:
@@ -57,14 +57,14 @@ def _add_target(parser: Parser) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     with progress.step("starting"):
-        from ..sources import convert_checkpoint
+        from ..checkpoints.sources import convert_checkpoint
     _write(args, "converting", convert_checkpoint)
     print(f"converted: {args.target}")
 
 
 def run_export(args: argparse.Namespace) -> None:
     with progress.step("starting"):
-        from ..sources import export_checkpoint
+        from ..checkpoints.sources import export_checkpoint
     _write(args, "exporting", export_checkpoint)
     print(f"exported: {args.target}")
 
@@ -86,7 +86,7 @@ def add_info(commands: Commands) -> None:
 
 def run_info(args: argparse.Namespace) -> None:
     with progress.step("starting"):
-        from .. import sources
+        from ..checkpoints import sources
     if args.verify:
         with progress.step("verifying"):
             print(sources.verify_checkpoint(args.model, vision_tower=args.vision_tower).summary)

@@ -76,8 +76,8 @@ def add_visualize(commands: Commands) -> None:
 def run_visualize(args: argparse.Namespace) -> None:
     writable(args.output)
     with progress.step("drawing"):
-        from .. import visualize
-        from ..trace import load_trace
+        from ..report import visualize
+        from ..report.trace import load_trace
 
         visualize.check_suffix(args.output)
         traces = [load_trace(path) for path in args.traces]

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..models.llava import LlavaConfig
-from ..sources import load_checkpoint
+from ..checkpoints.sources import load_checkpoint
+from ..models.families.llava import LlavaConfig
 from . import CHECKPOINT, language, packing, pixels, world
 from .questions import KINDS, Question, pick
 from .words import UNSEEN_WORDS

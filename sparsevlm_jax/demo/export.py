@@ -12,7 +12,7 @@ from typing import Final
 import jax.numpy as jnp
 
 from ..convert.export import export_hf
-from ..models.llava import LlavaConfig
+from ..models.families.llava import LlavaConfig
 from ..processing.prompts import LLAVA_1_5
 from . import language, tokenizer, train
 from .pixels import MEAN, STD

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ..models.llama import LlamaConfig
-from ..models.llava import LlavaConfig, encode_images, language_model, modules
-from ..models.params import init
+from ..models.decoders.llama import LlamaConfig
+from ..models.families.llava import LlavaConfig, encode_images, language_model, modules
+from ..models.nn.params import init
 from . import packing, pixels, tokenizer, tower, world
 from .packing import PREFIX_IDS, Segments
 from .questions import pick

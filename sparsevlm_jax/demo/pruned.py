@@ -1,9 +1,9 @@
 """Training with pruning on: the model learns to answer from the tokens that its own raters keep.
 
-Nothing here is special to training. It is `sparsevlm_jax.prefill`'s own pieces, run on prompt and answer together:
-which tokens are kept is a choice and carries no gradient, but everything that flows through the kept and the merged
-tokens does, and that is all backpropagation needs. Raters are chosen among the question's words alone, so the answer
-does not help to find itself.
+Nothing here is special to training. It is `sparsevlm_jax.runtime.prefill`'s own pieces, run on prompt and answer
+together: which tokens are kept is a choice and carries no gradient, but everything that flows through the kept and the
+merged tokens does, and that is all backpropagation needs. Raters are chosen among the question's words alone, so the
+answer does not help to find itself.
 
 B batch · G segments · Q tokens of a segment · V visual tokens · R rows, B*G · C slots of the last stage · W vocabulary
 """
@@ -11,8 +11,8 @@ B batch · G segments · Q tokens of a segment · V visual tokens · R rows, B*G
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..models.llava import LlavaConfig, encode_images, language_model
-from ..prefill import PrefillInputs, ahead_of, feed_forward, run_layers, segments, start
+from ..models.families.llava import LlavaConfig, encode_images, language_model
+from ..runtime.prefill import PrefillInputs, ahead_of, feed_forward, run_layers, segments, start
 from ..sparsify import Bucket, SparsityConfig, TokenStream, apply, decide
 from . import tokenizer
 from .language import Batch

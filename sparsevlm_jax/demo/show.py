@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 from PIL import Image
 
 from .. import progress
-from ..accounting import Report, Timing
-from ..comparison import table
+from ..report.comparison import table
+from ..report.cost import Report, Timing
 from ..sparsify import SparsityConfig
 from ..vlm import Output, generate, load
 from . import CHECKPOINT, world

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ..models.clip import ClipVisionConfig, ClipVisionModel
-from ..models.params import bind, init
+from ..models.nn.params import bind, init
+from ..models.towers.clip import ClipVisionConfig, ClipVisionModel
 from . import pixels, world
 from .sprites import CAR_COLOURS, CAR_SIZE, COLOURS, PATCH, SHAPES
 from .world import GRID, Mix, Scene, Sign

@@ -16,7 +16,7 @@ def tower_of(inputs: StageInputs) -> ImageContext:
         ValueError: the caller encoded the images without it.
     """
     if inputs.images is None:
-        raise ValueError("this method scores by the vision tower: pass the context of `llava.encode` to the prefill")
+        raise ValueError("this method scores by the vision tower: pass the context of `encode` to the prefill")
     return inputs.images
 
 

@@ -1,13 +1,14 @@
-"""Flax modules and their configs, one file per architecture."""
+"""Flax modules and their configs: `families` of `towers` and `decoders`, which are made of `nn`."""
 
 import jax
 
-from . import llava, params
-from .clip import ClipVisionConfig
-from .hf_config import UnsupportedConfig
-from .llama import LlamaConfig
-from .llava import LlavaConfig
-from .siglip import SiglipVisionConfig
+from .decoders.llama import LlamaConfig
+from .families import llava
+from .families.llava import LlavaConfig
+from .nn import params
+from .nn.hf_config import UnsupportedConfig
+from .towers.clip import ClipVisionConfig
+from .towers.siglip import SiglipVisionConfig
 
 __all__ = [
     "ClipVisionConfig",

@@ -8,9 +8,9 @@ checkpoint's makers decode: `generation_config.json` (see `generation_config`). 
 
 from pathlib import Path
 
+from ..checkpoints.jsonfile import optional_json, read_json
 from ..errors import CheckpointError
-from ..jsonfile import optional_json, read_json
-from ..models.llava import LlavaConfig
+from ..models.families.llava import LlavaConfig
 from .pixels import PixelConfig
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1
 from .templates import check_template, find_template

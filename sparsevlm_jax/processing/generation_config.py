@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ..checkpoints.jsonfile import read_json
 from ..errors import CheckpointError, CheckpointWarning, short
-from ..jsonfile import read_json
 
 #: Fields that change the tokens, and their value in `transformers` where the file does not say.
 DEFAULTS: Final[dict[str, Any]] = {

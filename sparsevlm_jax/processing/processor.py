@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from ..errors import short
-from ..models.llava import LlavaConfig
+from ..models.families.llava import LlavaConfig
 from .files import read_pixel_config, read_template
 from .generation_config import read_generation_config
 from .images import MAX_PIXELS, ImageSource, open_image

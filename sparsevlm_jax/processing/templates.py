@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from ..checkpoints.jsonfile import optional_json, read_json
 from ..errors import CheckpointError, cut
-from ..jsonfile import optional_json, read_json
 
 #: Characters of a template. The longest that are published have 30,000.
 LONGEST_SOURCE: Final = 65_536

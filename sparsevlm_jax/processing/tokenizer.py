@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 import tokenizers
 from tokenizers import AddedToken
 
+from ..checkpoints.jsonfile import optional_json
 from ..errors import CheckpointError, cut
-from ..jsonfile import optional_json
 
 #: Model types whose `tokenizer_class` transformers overrides with the plain reading of `tokenizer.json`; and those of
 #: the original LLaVA, which it does not know. That code has the ids of SentencePiece (LlamaTokenizer, use_fast=False,

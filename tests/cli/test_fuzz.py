@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsevlm_jax import cli, sources, vlm
+from sparsevlm_jax import cli, vlm
+from sparsevlm_jax.checkpoints import sources
 from sparsevlm_jax.demo import show
 
 TEXTS = ["", " ", "?", "-", "--", "\0", "\ud800", "caf\udce9", "<image>", "<image>" * 9, "a" * 50_000, "\n", "🛑", "{}"]

@@ -23,10 +23,10 @@ from typing import Any
 import jax
 import torch
 
+from sparsevlm_jax.checkpoints.integrity import seal
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint, verify_checkpoint
 from sparsevlm_jax.convert import write_random_checkpoint
 from sparsevlm_jax.errors import CheckpointWarning
-from sparsevlm_jax.integrity import seal
-from sparsevlm_jax.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint, verify_checkpoint
 
 WIDTH = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
 CONFIG = {

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint
 from sparsevlm_jax.convert import read_config
 from sparsevlm_jax.convert.config import CLIP_L_336, original_to_hf
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
-from sparsevlm_jax.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint
 from tests.tiny import save_tiny_checkpoint
 
 # As published with llava-v1.5-7b.

@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 import transformers
 
+from sparsevlm_jax.checkpoints.trees import flatten, nest
 from sparsevlm_jax.convert import export_hf, read_config, read_params
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.trees import flatten, nest
 from tests import tiny
 
 

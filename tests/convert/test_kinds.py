@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint
 from sparsevlm_jax.convert import read_config
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models import UnsupportedConfig
-from sparsevlm_jax.sources import convert_checkpoint, inspect_checkpoint, load_checkpoint
 
 SUPPORTED = "; supported: LLaVA-1.5 as transformers saves it"
 

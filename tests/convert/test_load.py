@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from sparsevlm_jax.checkpoints.sources import load_checkpoint, verify_checkpoint
+from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.convert import read_config, read_params, write_random_checkpoint
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import abstract_params
-from sparsevlm_jax.sources import load_checkpoint, verify_checkpoint
-from sparsevlm_jax.trees import flatten
 from tests import tiny
 
 

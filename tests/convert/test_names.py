@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.convert.names import LLAVA, Group, assign, layout_of, lookup
 from sparsevlm_jax.convert.tensors import StoredTensor
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models import LlavaConfig, abstract_params
-from sparsevlm_jax.trees import flatten
 
 REAL = os.environ.get("SPARSEVLM_REAL")
 LLAVA_7B = {

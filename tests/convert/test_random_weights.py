@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import transformers
 
+from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.convert import read_config, read_params, write_random_checkpoint
-from sparsevlm_jax.trees import flatten
 from tests import tiny
 from tests.convert.fuzz import CONFIG
 

@@ -11,8 +11,8 @@ from sparsevlm_jax.demo import language, packing, tokenizer, tower
 from sparsevlm_jax.demo.packing import PREFIX_IDS, SEGMENT
 from sparsevlm_jax.demo.questions import ONE_CAR, Question
 from sparsevlm_jax.demo.world import Mix
-from sparsevlm_jax.models.llava import encode_images
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models.families.llava import encode_images
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from sparsevlm_jax.demo.curriculum import ALL
 from sparsevlm_jax.demo.language import Lesson
 from sparsevlm_jax.demo.packing import PREFIX_IDS, SEGMENT
 from sparsevlm_jax.demo.world import Mix
-from sparsevlm_jax.models.llava import encode_images
-from sparsevlm_jax.prefill import PrefillInputs, prefill
+from sparsevlm_jax.models.families.llava import encode_images
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsevlm_jax.accounting import Timing
 from sparsevlm_jax.demo import CHECKPOINT, show, world
+from sparsevlm_jax.report.cost import Timing
 from sparsevlm_jax.vlm import Output
 
 pytestmark = pytest.mark.slow

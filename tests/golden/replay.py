@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsevlm_jax import accounting, decode
 from sparsevlm_jax.convert import read_config, read_params
-from sparsevlm_jax.models import LlavaConfig, llava
-from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, prefill
+from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.report import cost as accounting
+from sparsevlm_jax.runtime import decode
+from sparsevlm_jax.runtime.prefill import PrefillInputs, PrefillResult, prefill
 from sparsevlm_jax.sparsify import Bucket, KeptTokens, RankScale, Raters, RaterScore, SparsityConfig, attention_rank
 from sparsevlm_jax.sparsify.scores import gravity_weights
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from sparsevlm_jax import methods
-from sparsevlm_jax.models import init_params, llava
-from sparsevlm_jax.models.clip import ClipVisionConfig
-from sparsevlm_jax.models.llama import LlamaConfig
-from sparsevlm_jax.models.llava import LlavaConfig
-from sparsevlm_jax.prefill import PrefillInputs, PrefillResult, prefill
+from sparsevlm_jax.models import init_params
+from sparsevlm_jax.models.decoders.llama import LlamaConfig
+from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.models.families.llava import LlavaConfig
+from sparsevlm_jax.models.towers.clip import ClipVisionConfig
+from sparsevlm_jax.runtime.prefill import PrefillInputs, PrefillResult, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
 from tests.marks import sampled
 

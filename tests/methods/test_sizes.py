@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.decode import decode_step
-from sparsevlm_jax.models.attention import causal_attention, decode_attention, full_attention
-from sparsevlm_jax.models.cache import KVCache
+from sparsevlm_jax.models.nn.attention import causal_attention, decode_attention, full_attention
+from sparsevlm_jax.models.nn.cache import KVCache
+from sparsevlm_jax.runtime.decode import decode_step
 from sparsevlm_jax.sparsify import Recycle
 
 from .test_model import CONFIG, model, run

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax import accounting
 from sparsevlm_jax.methods.tome import PerImage, TokenMerging, merge_pairs
+from sparsevlm_jax.report import cost as accounting
 from sparsevlm_jax.sparsify import MergedTokens
 
 from . import reference
@@ -90,7 +90,7 @@ def test_the_whole_tower_is_the_papers(model):
 
 
 def test_features_of_the_tower_are_the_papers(model):
-    from sparsevlm_jax.models import llava
+    from sparsevlm_jax.models.families import llava
 
     pixels = np.random.default_rng(4).normal(size=(1, 3, 28, 28))
     merging = TokenMerging(PerImage(5))

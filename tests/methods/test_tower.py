@@ -9,9 +9,9 @@ import pytest
 
 from sparsevlm_jax import methods
 from sparsevlm_jax.methods.plain import cells
-from sparsevlm_jax.models import llava
-from sparsevlm_jax.models.clip import ClipVisionModel
-from sparsevlm_jax.models.params import bind
+from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.models.nn.params import bind
+from sparsevlm_jax.models.towers.clip import ClipVisionModel
 from sparsevlm_jax.sparsify import SparsityConfig, TowerOutput, TowerReduction
 
 from .reference import cosine, top

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.models import attention
-from sparsevlm_jax.models.cache import append, with_room
+from sparsevlm_jax.models.nn import attention
+from sparsevlm_jax.models.nn.cache import append, with_room
 
 TOKENS, LENGTHS = 21, [21, 13, 1]
 

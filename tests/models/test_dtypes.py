@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import sparsevlm_jax as sv
-from sparsevlm_jax.models.dtypes import compute_dtype, stored_dtype
-from sparsevlm_jax.sources import convert_checkpoint
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint
+from sparsevlm_jax.models.nn.dtypes import compute_dtype, stored_dtype
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, jnp.dtype("bfloat16"), np.zeros(0, jnp.bfloat16).dtype])

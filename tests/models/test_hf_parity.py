@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparsevlm_jax.batching import assemble
-from sparsevlm_jax.decode import generate
-from sparsevlm_jax.models import LlavaConfig, llava
-from sparsevlm_jax.models.clip import ClipVisionModel
-from sparsevlm_jax.models.params import bind
-from sparsevlm_jax.prefill import PrefillInputs, feed_forward, last_logits, prefill, run_layers, start
+from sparsevlm_jax.checkpoints.sources import load_checkpoint
+from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.models.nn.params import bind
+from sparsevlm_jax.models.towers.clip import ClipVisionModel
 from sparsevlm_jax.processing import PixelConfig, ProcessedInputs, Processor
-from sparsevlm_jax.sources import load_checkpoint
+from sparsevlm_jax.runtime.batching import assemble
+from sparsevlm_jax.runtime.decode import generate
+from sparsevlm_jax.runtime.prefill import PrefillInputs, feed_forward, last_logits, prefill, run_layers, start
 from tests.parity import Pair, assert_close, torch_inputs
 from tests.tiny import IMAGE_SIZE, random_image, save_llava, tiny_llava, tiny_tokenizer
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.models.linear import apart, matmul
+from sparsevlm_jax.models.nn.linear import apart, matmul
 
 
 def arguments(*leading: int, dtype: str):

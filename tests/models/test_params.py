@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sparsevlm_jax.checkpoint import read_own_config
+from sparsevlm_jax.checkpoints.own import read_own_config
 from sparsevlm_jax.demo import CHECKPOINT
-from sparsevlm_jax.models import abstract_params, init_params, llava, params
+from sparsevlm_jax.models import abstract_params, init_params
+from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.models.nn import params
 
 DEMO = read_own_config(CHECKPOINT)
 

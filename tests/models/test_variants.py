@@ -11,11 +11,13 @@ import pytest
 import torch
 import transformers
 
-from sparsevlm_jax.batching import assemble
+from sparsevlm_jax.checkpoints.sources import load_checkpoint
 from sparsevlm_jax.convert import export_hf
-from sparsevlm_jax.models import LlavaConfig, known_fields, llava
-from sparsevlm_jax.prefill import PrefillInputs, run_layers, start
-from sparsevlm_jax.sources import load_checkpoint
+from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.models.nn import known_fields
+from sparsevlm_jax.runtime.batching import assemble
+from sparsevlm_jax.runtime.prefill import PrefillInputs, run_layers, start
 from sparsevlm_jax.sparsify.tower import TowerMerging
 from tests.parity import Pair, answer, assert_close, last_logits, one_row, shake, their_logits, torch_inputs
 from tests.tiny import layout, save_llava, stored_state, tiny_config, write_shards

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import sparsevlm_jax
 from sparsevlm_jax.errors import CheckpointError
-from sparsevlm_jax.models.llava import LlavaConfig
+from sparsevlm_jax.models.families.llava import LlavaConfig
 from sparsevlm_jax.processing import LLAVA_1_5, VICUNA_V1, ImageError, PixelConfig, Processor
 from tests.tiny import CORPUS, IMAGE_ID, IMAGE_SIZE, random_image, tiny_config, tiny_processor, tiny_tokenizer
 
@@ -297,7 +297,7 @@ def test_nothing_here_needs_torch_or_says_a_word(folder):
     (folder / "config.json").write_text(json.dumps(tiny_config().to_dict(), default=str))
     script = (
         "import sys, json, numpy; sys.modules['torch'] = None\n"
-        "from sparsevlm_jax.processing import Processor; from sparsevlm_jax.models.llava import LlavaConfig\n"
+        "from sparsevlm_jax.processing import Processor; from sparsevlm_jax.models.families.llava import LlavaConfig\n"
         f"config = LlavaConfig.from_hf(json.load(open({str(folder / 'config.json')!r})))\n"
         f"processor = Processor.from_folder({str(folder)!r}, config)\n"
         "out = processor(['What?'], [[numpy.zeros((9, 9, 3), 'uint8')]]); processor.decode(out.input_ids[0])"

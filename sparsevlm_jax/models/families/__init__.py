@@ -1,0 +1,1 @@
+"""Vision-language models, a file each: which tower, which decoder, and how pictures become tokens of a prompt."""

@@ -1,0 +1,356 @@
+"""LLaVA-1.5 (Liu et al., arXiv 2310.03744): CLIP features, a two-layer projector, a Llama that reads them as tokens.
+
+Two pure functions, each a jit boundary of its own so that one encoded image serves many questions:
+`encode_images` (tower and projector) and `embed` (ids to embeddings, image tokens filled in). The layers in between
+are walked by `sparsevlm_jax.runtime.prefill`.
+
+B batch · L tokens · I images · V visual tokens of one image · D model dim
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from ...sparsify.tower import ImageContext, MergedTokens, TowerMerging, TowerReduction
+from ..decoders.llama import CausalLM, LlamaConfig
+from ..nn.attention import Implementation
+from ..nn.hf_config import ConfigReader
+from ..nn.known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
+from ..nn.linear import linear
+from ..nn.params import bind
+from ..towers import TOWERS, bind_tower, config_class, module_of
+from ..towers.vision_transformer import ACTIVATIONS, VisionConfig
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """A LLaVA's sizes and token ids. `vision_feature_layer` indexes the tower's hidden states as HF does (-2: the
+    output of the last layer but one); several are concatenated, in their order. "default" drops the class token of
+    each, "full" keeps it; a tower that has none (SigLIP) is "full". The image token may lie outside the vocabulary, the
+    pad token may not. `projector_hidden_act` is a name of `vision_transformer.ACTIVATIONS`."""
+
+    vision: VisionConfig
+    text: LlamaConfig
+    image_token_id: int
+    vision_feature_layer: int | tuple[int, ...] = -2
+    vision_feature_select_strategy: str = "default"
+    bos_token_id: int = 1
+    eos_token_ids: tuple[int, ...] = (2,)
+    pad_token_id: int = 0
+    projector_hidden_act: str = "gelu"
+    projector_bias: bool = True
+
+    def __post_init__(self):
+        if complaint := _no_class_token(self.vision, self.vision_feature_select_strategy):
+            raise ValueError(f"vision_feature_select_strategy = {self.vision_feature_select_strategy!r}, {complaint}")
+        if not 0 <= self.pad_token_id < self.text.vocab_size:
+            raise ValueError(f"pad_token_id = {self.pad_token_id}, expected one of {self.text.vocab_size} token ids")
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.vision.num_patches + self.vision.class_tokens - self.skipped_tokens
+
+    @property
+    def skipped_tokens(self) -> int:
+        """Tokens of the tower before the first feature: the class token, unless it is kept or there is none."""
+        return 0 if self.vision_feature_select_strategy == "full" else self.vision.class_tokens
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """The hidden states of the tower that make the features, counted from 0 (the embeddings)."""
+        layer = self.vision_feature_layer
+        states = range(self.vision.num_hidden_layers + 1)
+        return tuple(states[index] for index in (layer if isinstance(layer, tuple) else (layer,)))
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the features, the projector's input."""
+        return self.vision.hidden_size * len(self.feature_layers)
+
+    @property
+    def tower_layers(self) -> int:
+        """Layers of the tower that run."""
+        return max(self.feature_layers)
+
+    @classmethod
+    def from_hf(cls, config: dict, *, where: str = "config.json", inlined: tuple[str, ...] = ()) -> "LlavaConfig":
+        """Reads a llava-hf `config.json`, of transformers 4.36 to 5.
+
+        Args:
+            where: what messages call the config.
+            inlined: nested configs whose fields stand at the top level of the file that messages speak of.
+
+        Raises:
+            ValueError: naming every field, nested ones included, whose value is not implemented here.
+
+        Warns:
+            CheckpointWarning: naming every field that is none of the model's.
+        """
+        read = ConfigReader(config, where=where, known={**LLAVA, **LLAVA_SPELLINGS})
+        prefix = {name: "" if name in inlined else f"{name}." for name in ("text_config", "vision_config")}
+        text_read = read.nested("text_config", LlamaConfig.known(config.get("text_config")), {}, prefix["text_config"])
+        tower = config_class(config.get("vision_config"))
+        vision_read = read.nested("vision_config", tower.known, LLAVA_VISION, prefix["vision_config"])
+        vision_read.only("model_type", *TOWERS)
+        text, vision = LlamaConfig.read(text_read), tower.read(vision_read)
+        read.only("model_type", "llava")
+        read.only("vision_feature_select_strategy", "default", "full")
+        strategy = read("vision_feature_select_strategy")
+        if complaint := _no_class_token(vision, strategy):
+            read.complain("vision_feature_select_strategy", strategy, complaint)
+        read.seen.add("vocab_size")  # of version 4.36, a copy of the decoder's
+        result: dict[str, Any] = dict(
+            vision=vision,
+            text=replace(text, tie_word_embeddings=read("tie_word_embeddings") or text.tie_word_embeddings),
+            image_token_id=_image_token_id(read),
+            vision_feature_layer=_feature_layer(read, vision.num_hidden_layers),
+            vision_feature_select_strategy=strategy,
+            bos_token_id=(_token_ids("bos", read, text_read, text) or (1,))[0],
+            eos_token_ids=_token_ids("eos", read, text_read, text),
+            pad_token_id=(_token_ids("pad", read, text_read, text) or (0,))[0],
+            projector_hidden_act=read.one_of("projector_hidden_act", ACTIVATIONS),
+            projector_bias=read("multimodal_projector_bias"),
+        )
+        read.done()
+        return cls(**result)
+
+    def to_hf(self) -> dict:
+        """The `config.json` that `from_hf` reads back to an equal config, in the spelling every transformers reads."""
+        eos = list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0]
+        ids = {"bos_token_id": self.bos_token_id, "eos_token_id": eos or None, "pad_token_id": self.pad_token_id}
+        layer = self.vision_feature_layer
+        return {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "model_type": "llava",
+            "image_token_index": self.image_token_id,
+            "image_seq_length": self.tokens_per_image,
+            "vision_feature_layer": list(layer) if isinstance(layer, tuple) else layer,
+            "vision_feature_select_strategy": self.vision_feature_select_strategy,
+            "projector_hidden_act": self.projector_hidden_act,
+            "multimodal_projector_bias": self.projector_bias,
+            "tie_word_embeddings": self.text.tie_word_embeddings,
+            "pad_token_id": self.pad_token_id,
+            "text_config": {**self.text.to_hf(), **ids},
+            "vision_config": self.vision.to_hf(),
+        }
+
+
+def _no_class_token(vision: VisionConfig, strategy: str) -> str:
+    """What is wrong with a strategy that drops a token which the tower does not have; else nothing."""
+    return "" if vision.class_tokens or strategy == "full" else 'this tower has no class token to drop, expected "full"'
+
+
+def _image_token_id(read: ConfigReader) -> int:
+    """`image_token_index`, or the newer name for it, which counts where both are given."""
+    read.seen |= {"image_token_id", "image_token_index"}
+    given = {
+        name: read.config[name] for name in ("image_token_id", "image_token_index") if read.config.get(name) is not None
+    }
+    name, value = next(iter(given.items()), ("image_token_index", LLAVA["image_token_index"]))
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        return read.complain(name, value, "expected a token id", 0)
+    return value
+
+
+def _feature_layer(read: ConfigReader, layers: int) -> int | tuple[int, ...]:
+    """One index or a list of them; a list of one is that one."""
+    name = "vision_feature_layer"
+    read.seen.add(name)
+    value = LLAVA[name] if read.config.get(name) is None else read.config[name]
+    indices = value if isinstance(value, list) else [value]
+    if not indices or not all(type(index) is int and -layers - 1 <= index <= layers for index in indices):
+        return read.complain(
+            name, value, f"expected one or more of {-layers - 1} to {layers}: the tower has {layers} layers", 0
+        )
+    return indices[0] if len(indices) == 1 else tuple(indices)
+
+
+def _token_ids(name: str, read: ConfigReader, text_read: ConfigReader, text: LlamaConfig) -> tuple[int, ...]:
+    """A special token's ids: the top level's, else the decoder's, else HF's default for it; one id or a list.
+
+    An id outside the vocabulary is none (-1 is a common way to say so).
+    """
+    key = f"{name}_token_id"
+    read.seen.add(key)
+    value = read.config.get(key)
+    if value is None:
+        value = text_read.config.get(key, (text_read.known or {})[key])
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in ids):
+        read.complain(key, value, "expected token ids")
+        return ()
+    return tuple(token for token in ids if 0 <= token < text.vocab_size)
+
+
+class Projector(nnx.Module):
+    """Linear, GELU (the exact one, unless the config says otherwise), linear: from the features' width to the language
+    model's."""
+
+    def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
+        width, bias = config.text.hidden_size, config.projector_bias
+        self.linear_1 = linear(config.feature_size, width, use_bias=bias, rngs=rngs)
+        self.linear_2 = linear(width, width, use_bias=bias, rngs=rngs)
+        self.activation = ACTIVATIONS[config.projector_hidden_act]
+
+    def __call__(self, features: Float[Array, "... Dv"]) -> Float[Array, "... D"]:
+        return self.linear_2(self.activation(self.linear_1(features)))
+
+
+def modules(config: LlavaConfig) -> dict:
+    """The parts of the model and their configs, by the name their parameters have at the top of the tree.
+
+    The language model's part, "", spreads over two top-level names, `language_model` and `lm_head`.
+    """
+    return {
+        "vision_tower": (module_of(config.vision), config.vision),
+        "multi_modal_projector": (Projector, config),
+        "": (CausalLM, config.text),
+    }
+
+
+def vision_features(
+    params: dict, pixel_values: Float[Array, "I 3 height width"], *, config: LlavaConfig, implementation: Implementation
+) -> Float[Array, "I V Dv"]:
+    """The tower's features as LLaVA selects them: hidden states side by side, class token dropped or kept."""
+    return _features_and_attention(params, pixel_values, config, implementation)[0]
+
+
+def _features_and_attention(
+    params: dict, pixel_values: Array, config: LlavaConfig, implementation: Implementation
+) -> tuple[Float[Array, "I V Dv"], tuple[Array, Array] | None]:
+    """The features, and the queries and keys of the deepest layer that ran."""
+    tower = bind_tower(config.vision, params["vision_tower"])
+    states, attention = tower.with_attention(pixel_values, config.feature_layers, implementation=implementation)
+    return jnp.concatenate([state[:, config.skipped_tokens :] for state in states], axis=-1), attention
+
+
+def cls_attention(q: Float[Array, "I T N H"], k: Float[Array, "I T N H"]) -> Float[Array, "I T"]:
+    """The class token's attention in one layer, mean over heads; float32."""
+    logits = jnp.einsum("INH,ITNH->INT", q[:, 0], k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / math.sqrt(q.shape[-1]), axis=-1).mean(axis=1)
+
+
+def project(params: dict, features: Float[Array, "I V Dv"], *, config: LlavaConfig) -> Float[Array, "I V D"]:
+    """Features of the tower to embeddings of the language model."""
+    return bind(Projector, config, params["multi_modal_projector"])(features)
+
+
+def encode_images(
+    params: dict, pixel_values: Float[Array, "I 3 height width"], *, config: LlavaConfig, implementation: Implementation
+) -> Float[Array, "I V D"]:
+    """Pixels (normalised, HF's layout) to visual embeddings."""
+    features = vision_features(params, pixel_values, config=config, implementation=implementation)
+    return project(params, features, config=config)
+
+
+class EncodedImages(NamedTuple):
+    """Visual embeddings, and what the tower says of each token where a method asked."""
+
+    features: Float[Array, "I V D"]
+    context: ImageContext | None
+
+
+def encode(
+    params: dict,
+    pixel_values: Float[Array, "I 3 height width"],
+    *,
+    config: LlavaConfig,
+    implementation: Implementation,
+    context: bool = False,
+    merging: TowerMerging | TowerReduction | None = None,
+) -> EncodedImages:
+    """`encode_images` for methods that look into the tower, or act in it or between it and the projector.
+
+    Args:
+        context: give the class token's attention, where there is one, and the keys of the layer that the features come
+            from, the deepest one if they come from several.
+        merging: merge tokens inside the tower or after it, before the projector. Each token that is left has the place
+            of a patch, the other places are 0, and so is their `context.size`; `context.order` is the method's. Inside,
+            the tower attends by XLA, whatever the `implementation`.
+
+    Raises:
+        ValueError: `context` of a tower none of whose layers runs; `merging` that needs a class token where there is
+            none, further than the layers can, or where features come from several layers, which would hold different
+            numbers of tokens.
+    """
+    if merging is not None:
+        return _encode_merged(params, pixel_values, config, implementation, merging)
+    if not context:
+        features = encode_images(params, pixel_values, config=config, implementation=implementation)
+        return EncodedImages(features, None)
+    features, attention = _features_and_attention(params, pixel_values, config, implementation)
+    if attention is None:
+        raise ValueError(f"no layer runs before vision_feature_layer = {config.vision_feature_layer}: no attention")
+    q, k = attention
+    first = config.skipped_tokens
+    attended = cls_attention(q, k)[:, first:] if config.vision.class_tokens else None
+    seen = ImageContext(cls_attention=attended, keys=k[:, first:])
+    return EncodedImages(project(params, features, config=config), seen)
+
+
+def _encode_merged(
+    params: dict,
+    pixel_values: Array,
+    config: LlavaConfig,
+    implementation: Implementation,
+    merging: TowerMerging | TowerReduction,
+) -> EncodedImages:
+    if len(config.feature_layers) > 1:
+        raise ValueError(f"merging in the tower needs one vision_feature_layer, got {config.vision_feature_layer}")
+    if not config.vision.class_tokens and getattr(merging, "needs_class_token", True):
+        raise ValueError(
+            f"this method needs the class token of the vision tower, and a {config.vision.model_type} has none; those "
+            "that choose in the language model or by the features (sparsevlm, fastv, divprune, ...) do without"
+        )
+    tower = bind_tower(config.vision, params["vision_tower"])
+    first = config.skipped_tokens
+    visual = config.tokens_per_image
+    if not isinstance(merging, TowerReduction):
+        counts = merging.schedule(config.vision.num_patches + 1, config.tower_layers, visual)
+        tokens = tower.merged(pixel_values, config.tower_layers, merging=merging, counts=counts)
+        tokens = MergedTokens(*(field[:, first:] for field in tokens))
+    elif (count := merging.count(visual)) < config.vision.num_patches:
+        tokens = merging.reduce(tower.output(pixel_values, config.tower_layers, implementation=implementation), count)
+    else:  # nothing is left out
+        hidden = tower.hidden_state(pixel_values, config.tower_layers, implementation=implementation)[:, first:]
+        origin = jnp.broadcast_to(jnp.arange(first, first + visual), hidden.shape[:2])
+        tokens = MergedTokens(hidden, jnp.ones(hidden.shape[:2]), origin)
+    features = project(params, tokens.hidden, config=config)
+    images, place = jnp.arange(features.shape[0])[:, None], tokens.origin - first
+    empty = jnp.zeros((features.shape[0], visual))
+    size = empty.at[images, place].set(tokens.size, unique_indices=True)
+    order = empty.astype(jnp.int32).at[images, place].set(jnp.arange(features.shape[1]), unique_indices=True)
+    spread = jnp.zeros((*empty.shape, features.shape[-1]), features.dtype)
+    spread = spread.at[images, place].set(features, unique_indices=True)
+    return EncodedImages(spread, ImageContext(size=size, order=order))
+
+
+#: The parts of a parameter tree that `language_model` reads; `encode` reads the others.
+DECODER = ("language_model", "lm_head")
+
+
+def language_model(params: dict, config: LlavaConfig) -> CausalLM:
+    return bind(CausalLM, config.text, {k: params[k] for k in DECODER if k in params})
+
+
+def embed(
+    lm: CausalLM,
+    input_ids: Int[Array, "B L"],
+    is_visual: Bool[Array, "B L"],
+    image_features: Float[Array, "I V D"],
+) -> Float[Array, "B L D"]:
+    """Token embeddings with the image tokens replaced, in row-major order, by the rows of `image_features`.
+
+    The caller has checked that there are as many image tokens as features; spare images at the end are not read.
+    """
+    hidden = lm.language_model.embed(jnp.where(is_visual, 0, input_ids))
+    if image_features.size == 0:
+        return hidden
+    order = jnp.cumsum(is_visual.reshape(-1)).reshape(is_visual.shape) - 1
+    rows = image_features.reshape(-1, image_features.shape[-1]).astype(hidden.dtype)
+    return jnp.where(is_visual[..., None], rows[jnp.clip(order, 0, rows.shape[0] - 1)], hidden)

@@ -1,0 +1,1 @@
+"""What modules of every architecture are made of: attention, RoPE, linear layers, the KV cache, configs as HF writes them."""

@@ -1,0 +1,1 @@
+"""Running a pruned model: rows padded to buckets, prefill in segments, decoding, compiled programs and their cache."""
