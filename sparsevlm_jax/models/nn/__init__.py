@@ -1,1 +1,1 @@
-"""What modules of every architecture are made of: attention, RoPE, linear layers, the KV cache, configs as HF writes them."""
+"""What modules of every architecture are made of: attention, RoPE, linear layers, the KV cache, reading of configs."""
