@@ -325,9 +325,9 @@ def test_what_jax_has_in_its_own_cache_is_kept_here_too(tmp_path):
 
 @pytest.mark.slow
 def test_code_that_is_edited_between_its_import_and_its_compilation_is_not_taken_for_the_new(tmp_path):
-    package = Path(executables.__file__).parent
+    package = Path(executables.__file__).parents[1]
     copy = shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("demo", "__pycache__"))
-    file = copy / "decode.py"
+    file = copy / "runtime" / "decode.py"
     edit = f"""
 assert decode.__file__ == {str(file)!r}
 with open(decode.__file__, "w") as file:
