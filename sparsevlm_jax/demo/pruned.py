@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..models.families.llava import LlavaConfig, encode_images, language_model
-from ..runtime.prefill import PrefillInputs, ahead_of, feed_forward, run_layers, segments, start
-from ..sparsify import Bucket, SparsityConfig, TokenStream, apply, decide
+from ..runtime.prefill import PrefillInputs, segments, start
+from ..runtime.segment import Stage, run_segment
+from ..sparsify import Bucket, SparsityConfig, TokenStream, apply
 from . import tokenizer
 from .language import Batch
 from .packing import PREFIX_IDS, SEGMENT
@@ -38,14 +39,13 @@ def logits(params: dict, data: Batch, whole: LlavaConfig, sparsity: SparsityConf
     prompt = PrefillInputs(ids, len(before) + asked, features)
     stream, _ = start(lm, prompt, config=whole, sparsity=sparsity, bucket=bucket)
     stream = stream._replace(length=len(before) + used)
+    total = jnp.full(len(own), visual)
     for layers, plan in segments(whole.text.num_hidden_layers, sparsity, bucket):
-        half, outputs = run_layers(lm, stream, layers, implementation="xla")
-        stream = feed_forward(lm, half, layers)
-        if plan is not None:
-            total = jnp.full(len(own), visual)
-            ahead = ahead_of(lm, stream, plan.layer)
-            decision = decide(stream, outputs.attention, total, plan, sparsity, ahead=ahead)
-            stream, _ = apply(stream, decision, plan, sparsity)
+        stage = None if plan is None else Stage(plan, sparsity, total)
+        run = run_segment(lm, stream, layers, stage, implementation="xla", whole=True)
+        stream = run.stream
+        if stage is not None and run.decision is not None:
+            stream, _ = apply(stream, run.decision, stage.plan, sparsity)
     return lm.logits(_tail(stream, used)).reshape(*data.segments.ids.shape, -1)
 
 

@@ -17,29 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from ..models.decoders.llama import CausalLM
 from ..models.families import llava
 from ..models.families.llava import LlavaConfig
 from ..models.nn.attention import Implementation
 from ..sparsify import Bucket, Decision, SparsityConfig, StagePlan, TokenStream, apply
-from .prefill import (
-    DecodeState,
-    PrefillInputs,
-    PrefillResult,
-    feed_forward,
-    finish_and_decide,
-    join,
-    last_logits,
-    last_token,
-    run_layers,
-    segment_state,
-    start,
-)
+from .prefill import PrefillInputs, PrefillResult, start
 from .programs import Program
+from .segment import DecodeState, Segment, Stage, join, last_logits, run_segment
 
 
-class Segment(NamedTuple):
-    """A segment has run: the stream behind it (as `finish_and_decide` leaves it; of the last one the last token), its
-    layers' state, and what the next stage decided, or the logits."""
+class Carried(NamedTuple):
+    """What one program leaves for the next, and for the result: the stream behind a segment and its layers' state (see
+    `run_segment`), what the next stage decided and how many visual tokens that leaves, or the logits."""
 
     stream: TokenStream
     visual_total: Int[Array, " B"]
@@ -115,11 +105,13 @@ def _run_first(
     plan: StagePlan | None,
     implementation: Implementation,
     new_tokens: int,
-) -> Segment:
+) -> Carried:
     lm = llava.language_model(params, config)
     stream, _ = start(lm, inputs, config=config, sparsity=sparsity, bucket=bucket)
     total = stream.is_visual.sum(axis=1)
-    return _segment(lm, stream, total, range(end), plan, sparsity, implementation, new_tokens)
+    stage = None if plan is None else Stage(plan, sparsity, total)
+    run = run_segment(lm, stream, range(end), stage, implementation=implementation, new_tokens=new_tokens)
+    return _carry(lm, run, total, stage)
 
 
 def _run_next(
@@ -136,26 +128,24 @@ def _run_next(
     plan: StagePlan | None,
     implementation: Implementation,
     new_tokens: int,
-) -> Segment:
+) -> Carried:
     lm = llava.language_model(params, config)
     pruned, _ = apply(stream, decision, fitted, sparsity)
-    return _segment(lm, pruned, visual_total, range(start_layer, end), plan, sparsity, implementation, new_tokens)
+    layers, stage = range(start_layer, end), None if plan is None else Stage(plan, sparsity, visual_total)
+    run = run_segment(lm, pruned, layers, stage, implementation=implementation, new_tokens=new_tokens)
+    return _carry(lm, run, visual_total, stage)
 
 
-def _segment(lm, entered, visual_total, layers, plan, sparsity, implementation, new_tokens) -> Segment:
-    """Runs `layers` on what `entered` and then decides by `plan`, or, behind the last, makes the logits."""
-    half, outputs = run_layers(lm, entered, layers, implementation=implementation)
-    state = segment_state(entered, outputs, new_tokens)
-    if plan is None:
-        stream = feed_forward(lm, last_token(half), layers)
-        return Segment(stream, visual_total, state, None, None, last_logits(lm, stream))
-    stream, decision = finish_and_decide(lm, half, layers, outputs.attention, visual_total, plan, sparsity)
-    kept = decision.selection.count
-    merged = sparsity.recycle.merged_count(decision.visual_count - kept, kept) if sparsity.recycle else 0
-    return Segment(stream, visual_total, state, decision, kept + merged, None)
+def _carry(lm: CausalLM, run: Segment, visual_total: Int[Array, " B"], stage: Stage | None) -> Carried:
+    """What the host and the next program want of a segment that has run."""
+    if stage is None or run.decision is None:
+        return Carried(run.stream, visual_total, run.state, None, None, last_logits(lm, run.stream))
+    kept, recycle = run.decision.selection.count, stage.sparsity.recycle
+    merged = recycle.merged_count(run.decision.visual_count - kept, kept) if recycle else 0
+    return Carried(run.stream, visual_total, run.state, run.decision, kept + merged, None)
 
 
-def _result(segments: list[Segment]) -> tuple[PrefillResult, float, float]:
+def _result(segments: list[Carried]) -> tuple[PrefillResult, float, float]:
     """The segments as one, and the milliseconds to run and compile what joins them. Keys and values stay as they are:
     they come in too many shapes to compile for."""
     *stages, last = segments

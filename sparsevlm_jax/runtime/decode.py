@@ -15,7 +15,7 @@ from ..models.families.llava import LlavaConfig
 from ..models.nn.attention import Implementation, decode_attention
 from ..models.nn.cache import append
 from ..models.nn.rope import Rotary
-from .prefill import DecodeState
+from .segment import DecodeState
 
 
 class Sampling(NamedTuple):

@@ -2,17 +2,13 @@
 
     embed -> raters -> layers 0..2 -> stage -> layers 3..6 -> stage -> ... -> norm -> logits of the last token
 
-`prefill` is one pure function, one program. `segments`, `start`, `run_layers` and `finish_and_decide` are its pieces,
-for callers that want the host to look at the counts in between.
-
-A layer is two halves, attention and feed-forward. The keys and values that a cache needs come from the first; the
-second, the larger, runs on the tokens that somebody reads: in the last layer that is one, and in a pruning layer, where
-the method decides without hidden states, those that stay and those that are recycled.
+`prefill` is one pure function, one program. `segments`, `start` and `run_segment` are its pieces, for callers that want
+the host to look at the counts in between.
 
 B batch · L tokens · I images · V visual tokens · S stages · D model dim · W vocabulary
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,11 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ..models.decoders.llama import CausalLM
 from ..models.families import llava
 from ..models.families.llava import LlavaConfig
-from ..models.nn.attention import Implementation, causal_attention
-from ..models.nn.cache import KVCache, with_room
+from ..models.nn.attention import Implementation
 from ..sparsify import (
-    Ahead,
-    Attention,
     Bucket,
     Decision,
     ImageContext,
@@ -36,13 +29,10 @@ from ..sparsify import (
     StagePlan,
     TokenStream,
     apply,
-    decide,
-    needed,
     question_mask,
     select_raters,
-    slots_of,
-    to_slots,
 )
+from .segment import DecodeState, Stage, join, last_logits, run_segment
 
 
 class PrefillInputs(NamedTuple):
@@ -53,14 +43,6 @@ class PrefillInputs(NamedTuple):
     length: Int[Array, " B"]
     image_features: Float[Array, "I V D"]
     image_context: ImageContext | None = None
-
-
-class DecodeState(NamedTuple):
-    """What decoding continues from: the cache, and the position of each layer's next token, [layers, B] (layers differ
-    where a stage has repacked positions)."""
-
-    cache: KVCache
-    next_position: Int[Array, "L B"]
 
 
 class StageTrace(NamedTuple):
@@ -94,15 +76,6 @@ class PrefillResult(NamedTuple):
     trace: Trace | None
 
 
-class LayerOutputs(NamedTuple):
-    """A segment's keys and values, layer by layer, and the last layer's queries and keys, to score with (None for an
-    empty segment: a stage before layer 0)."""
-
-    k: list[Array]
-    v: list[Array]
-    attention: Attention | None
-
-
 def prefill(
     params: dict,
     inputs: PrefillInputs,
@@ -128,20 +101,23 @@ def prefill(
     visual_total = stream.is_visual.sum(axis=1)
     states, stages, counts, wanted = [], [], [], []
     for layers, plan in segments(config.text.num_hidden_layers, sparsity, bucket):
-        half, outputs = run_layers(lm, stream, layers, implementation=implementation)
-        states.append(segment_state(stream, outputs, new_tokens))
-        if plan is None or sparsity is None:
-            stream = feed_forward(lm, last_token(half), layers)
+        stage = None
+        if plan is not None and sparsity is not None:
+            images = None if counts else context_of_rows(inputs.image_context, stream.is_visual, plan.visual)
+            stage = Stage(plan, sparsity, visual_total, images)
+        whole = trace and stage is not None
+        run = run_segment(lm, stream, layers, stage, implementation=implementation, new_tokens=new_tokens, whole=whole)
+        stream = run.stream
+        states.append(run.state)
+        if stage is None or run.decision is None:
             continue
-        images = None if counts else context_of_rows(inputs.image_context, stream.is_visual, plan.visual)
-        stream, decision = finish_and_decide(
-            lm, half, layers, outputs.attention, visual_total, plan, sparsity, images, whole=trace
+        pruned, recycled = apply(
+            stream, run.decision, stage.plan, stage.sparsity, noise=(noise or {}).get(stage.plan.layer)
         )
-        pruned, recycled = apply(stream, decision, plan, sparsity, noise=(noise or {}).get(plan.layer))
         counts.append(pruned.is_visual.sum(axis=1))
-        wanted.append(decision.wanted)
+        wanted.append(run.decision.wanted)
         if trace:
-            stages.append(_trace(stream, pruned, decision, recycled))
+            stages.append(_trace(stream, pruned, run.decision, recycled))
         stream = pruned
     empty = jnp.zeros((0, inputs.length.shape[0]), jnp.int32)
     return PrefillResult(
@@ -200,125 +176,6 @@ def context_of_rows(context: ImageContext | None, is_visual: Bool[Array, "B L"],
         return tokens[jnp.minimum(token, tokens.shape[0] - 1)]
 
     return jax.tree.map(gather, context)
-
-
-def run_layers(
-    lm: CausalLM, stream: TokenStream, layers: range, *, implementation: Implementation
-) -> tuple[TokenStream, LayerOutputs]:
-    """Runs `layers` on the stream, causally, but for the last one's feed-forward: `feed_forward` runs that on the
-    tokens that somebody reads."""
-    hidden, table = stream.hidden, lm.rotary(stream.position_ids)
-    bias = None if stream.size is None else jnp.log(stream.size)
-
-    def attend(q, k, v):
-        return causal_attention(q, k, v, stream.length, implementation=implementation, key_bias=bias), (q, k, v)
-
-    keys, values, q = [], [], None
-    for index in layers:
-        layer = lm.language_model.layers[index]
-        hidden, (q, k, v) = layer.attend(hidden, table, attend)
-        hidden = hidden if index == layers[-1] else layer.feed_forward(hidden)
-        keys.append(k)
-        values.append(v)
-    attention = scored_by(lm, q, keys[-1], stream) if q is not None else None
-    return stream._replace(hidden=hidden), LayerOutputs(keys, values, attention)
-
-
-def feed_forward(lm: CausalLM, stream: TokenStream, layers: range) -> TokenStream:
-    """The feed-forward of the last of `layers`, which `run_layers` leaves out and which is two thirds to four fifths of
-    a layer's work. No layers: the stream as it is."""
-    if not layers:
-        return stream
-    return stream._replace(hidden=lm.language_model.layers[layers[-1]].feed_forward(stream.hidden))
-
-
-def finish_and_decide(
-    lm: CausalLM,
-    half: TokenStream,
-    layers: range,
-    attention: Attention | None,
-    visual_total: Int[Array, " B"],
-    plan: StagePlan,
-    sparsity: SparsityConfig,
-    images: ImageContext | None = None,
-    *,
-    whole: bool = False,
-) -> tuple[TokenStream, Decision]:
-    """The stream behind `layers`, from `half`, which `run_layers` gave; and what the stage there decides.
-
-    Where the method decides without hidden states, the decision comes first and the feed-forward runs on the tokens
-    that `apply` will look at; hidden states of the others are 0. With `whole` it always runs on all.
-    """
-    if whole or sparsity.reads_hidden or not plan.skips:
-        stream = feed_forward(lm, half, layers)
-        return stream, decide(stream, attention, visual_total, plan, sparsity, images, ahead_of(lm, stream, plan.layer))
-    decision = decide(half, attention, visual_total, plan, sparsity, images)
-    is_needed = needed(half, decision, plan)
-    slots, _ = slots_of(is_needed, plan.needed)
-    few = half._replace(hidden=jnp.take_along_axis(half.hidden, slots[..., None], axis=1))
-    return half._replace(hidden=to_slots(feed_forward(lm, few, layers).hidden, is_needed)), decision
-
-
-def ahead_of(lm: CausalLM, stream: TokenStream, layer: int) -> Ahead:
-    """What comes after a stage behind `layer`, for scorers that ask. XLA drops what a scorer does not use of it."""
-    norm = lm.language_model.norm
-    if layer + 1 == lm.config.num_hidden_layers:
-        return Ahead(None, norm)
-    following = lm.language_model.layers[layer + 1]
-
-    def attention(hidden, position_ids):
-        _, (q, k) = following.attend(hidden, lm.rotary(position_ids), lambda q, k, v: (q, (q, k)))
-        return scored_by(lm, q, k, stream)
-
-    return Ahead(attention, norm)
-
-
-def scored_by(lm: CausalLM, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], stream: TokenStream) -> Attention:
-    """A layer's queries and keys with what else scorers want of it; it runs on `stream`."""
-    bias = None if stream.size is None else jnp.log(stream.size)
-    return Attention(q, k, lm.config.rope_theta, bias, lm.config.scaled_frequencies())
-
-
-def last_token(stream: TokenStream) -> TokenStream:
-    """Each row's last valid token as a stream of its own, of one slot."""
-
-    def last(field: Array) -> Array:
-        slot = (stream.length - 1).reshape(-1, *(1,) * (field.ndim - 1))
-        return jnp.take_along_axis(field, slot, axis=1)
-
-    only = stream._replace(length=None)
-    return jax.tree.map(last, only)._replace(length=jnp.ones_like(stream.length))
-
-
-def last_logits(lm: CausalLM, stream: TokenStream) -> Float[Array, "B W"]:
-    """Logits of each row's last valid token only; the others are never needed."""
-    return lm.logits(last_token(stream).hidden)[:, 0]
-
-
-def segment_state(entered: TokenStream, outputs: LayerOutputs, new_tokens: int) -> DecodeState:
-    """The state of a segment's layers alone, with room for `new_tokens`: what entered them is what they keep."""
-    layers = len(outputs.k)
-    last = last_token(entered).position_ids[:, 0]
-    bias = None if entered.size is None else with_room(jnp.log(entered.size), new_tokens)
-    cache = KVCache(
-        tuple(with_room(k, new_tokens) for k in outputs.k),
-        tuple(with_room(v, new_tokens) for v in outputs.v),
-        jnp.broadcast_to(entered.length, (layers, *entered.length.shape)),
-        (bias,) * layers,
-    )
-    return DecodeState(cache, jnp.broadcast_to(last + 1, cache.length.shape))
-
-
-def join(states: Sequence[DecodeState]) -> DecodeState:
-    """The states of consecutive segments as one."""
-    caches = [state.cache for state in states]
-    cache = KVCache(
-        tuple(k for cache in caches for k in cache.k),
-        tuple(v for cache in caches for v in cache.v),
-        jnp.concatenate([cache.length for cache in caches]),
-        tuple(bias for cache in caches for bias in cache.bias or ()),
-    )
-    return DecodeState(cache, jnp.concatenate([state.next_position for state in states]))
 
 
 def _trace(stream: TokenStream, pruned: TokenStream, decision: Decision, recycled: Recycled | None) -> StageTrace:

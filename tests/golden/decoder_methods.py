@@ -11,7 +11,7 @@ from flax import nnx
 
 from sparsevlm_jax import methods
 from sparsevlm_jax.models.decoders.llama import CausalLM, LlamaConfig
-from sparsevlm_jax.runtime.prefill import ahead_of
+from sparsevlm_jax.runtime.segment import ahead_of
 from sparsevlm_jax.sparsify import (
     Ahead,
     Attention,

@@ -21,7 +21,8 @@ from sparsevlm_jax.models.towers.clip import ClipVisionModel
 from sparsevlm_jax.processing import PixelConfig, ProcessedInputs, Processor
 from sparsevlm_jax.runtime.batching import assemble
 from sparsevlm_jax.runtime.decode import generate
-from sparsevlm_jax.runtime.prefill import PrefillInputs, feed_forward, last_logits, prefill, run_layers, start
+from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill, start
+from sparsevlm_jax.runtime.segment import last_logits, run_segment
 from tests.parity import Pair, assert_close, torch_inputs
 from tests.tiny import IMAGE_SIZE, random_image, save_llava, tiny_llava, tiny_tokenizer
 
@@ -112,8 +113,7 @@ def test_hidden_states_after_every_layer_and_logits_of_every_token(pair, row):
         stream, _ = start(lm, prompt, config=pair.config, sparsity=None, bucket=bucket)
         hidden = [stream.hidden]
         for layer in range(pair.config.text.num_hidden_layers):
-            half, _ = run_layers(lm, stream, range(layer, layer + 1), implementation="xla")
-            stream = feed_forward(lm, half, range(layer, layer + 1))
+            stream = run_segment(lm, stream, range(layer, layer + 1), None, implementation="xla", whole=True).stream
             hidden.append(stream.hidden)
         return hidden[:-1], lm.logits(stream.hidden), last_logits(lm, stream)
 

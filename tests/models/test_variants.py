@@ -17,7 +17,8 @@ from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.models.families import llava
 from sparsevlm_jax.models.nn import known_fields
 from sparsevlm_jax.runtime.batching import assemble
-from sparsevlm_jax.runtime.prefill import PrefillInputs, run_layers, start
+from sparsevlm_jax.runtime.prefill import PrefillInputs, start
+from sparsevlm_jax.runtime.segment import run_segment
 from sparsevlm_jax.sparsify.tower import TowerMerging
 from tests.parity import Pair, answer, assert_close, last_logits, one_row, shake, their_logits, torch_inputs
 from tests.tiny import layout, save_llava, stored_state, tiny_config, write_shards
@@ -99,7 +100,7 @@ def test_scoring_sees_the_frequencies_that_the_decoder_turns_by(pair):
     inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features)
     lm = llava.language_model(pair.params, pair.config)
     stream, _ = start(lm, inputs, config=pair.config, sparsity=None, bucket=batch.bucket)
-    attention = run_layers(lm, stream, range(1), implementation="xla")[1].attention
+    attention = run_segment(lm, stream, range(1), None, implementation="xla").attention
     scaled = pair.config.text.rope_scaling is not None
     assert attention is not None and (attention.frequencies is not None) == scaled
     if scaled:

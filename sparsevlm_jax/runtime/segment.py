@@ -1,0 +1,188 @@
+"""One segment: layers that run on the same tokens, and, unless it is the last one, what the stage behind them decides.
+
+A layer is two halves, attention and feed-forward. The keys and values that a cache needs come from the first; the
+second, the larger (two thirds to four fifths of a layer's work), runs on the tokens that somebody reads. At the end of
+the last segment that is one, and before a stage whose method decides without hidden states those that stay and those
+that are recycled.
+
+B batch · L slots · S cache slots · N heads · K kv heads · H head dim · D model dim · W vocabulary
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..models.decoders.llama import CausalLM
+from ..models.nn.attention import Implementation, causal_attention
+from ..models.nn.cache import KVCache, with_room
+from ..sparsify import (
+    Ahead,
+    Attention,
+    Decision,
+    ImageContext,
+    SparsityConfig,
+    StagePlan,
+    TokenStream,
+    decide,
+    needed,
+    slots_of,
+    to_slots,
+)
+
+
+class DecodeState(NamedTuple):
+    """What decoding continues from: the cache, and the position of each layer's next token, [layers, B] (layers differ
+    where a stage has repacked positions)."""
+
+    cache: KVCache
+    next_position: Int[Array, "L B"]
+
+
+class Stage(NamedTuple):
+    """The stage behind a segment: its static plan, the method, the visual tokens of each row's prompt before any
+    pruning, and what the vision tower says of each token, for methods that ask."""
+
+    plan: StagePlan
+    sparsity: SparsityConfig
+    visual_total: Int[Array, " B"]
+    images: ImageContext | None = None
+
+
+class Segment(NamedTuple):
+    """A segment has run. `stream` has passed its layers: hidden states of tokens that neither the stage nor `apply`
+    looks at are 0, and behind the last segment each row's last token is all there is (`whole`: neither). `state` is of
+    these layers alone, `attention` of the last of them (None without layers: a stage before layer 0)."""
+
+    stream: TokenStream
+    state: DecodeState
+    decision: Decision | None
+    attention: Attention | None
+
+
+def run_segment(
+    lm: CausalLM,
+    entered: TokenStream,
+    layers: range,
+    stage: Stage | None,
+    *,
+    implementation: Implementation,
+    new_tokens: int = 0,
+    whole: bool = False,
+) -> Segment:
+    """Runs `layers` on the stream, causally, and decides what the stage behind them keeps.
+
+    Args:
+        stage: None behind the last segment.
+        new_tokens: room in the cache behind what entered.
+        whole: run every token through every feed-forward, whether it is read or not: for traces and training.
+    """
+    half, keys, values, attention = _attend(lm, entered, layers, implementation)
+    state = _state(entered, keys, values, new_tokens)
+    if stage is None:
+        stream = _feed_forward(lm, half if whole else last_token(half), layers)
+        return Segment(stream, state, None, attention)
+    plan, sparsity, visual_total, images = stage
+    if whole or sparsity.reads_hidden or not plan.skips:
+        stream = _feed_forward(lm, half, layers)
+        ahead = ahead_of(lm, stream, plan.layer)
+        decision = decide(stream, attention, visual_total, plan, sparsity, images, ahead)
+        return Segment(stream, state, decision, attention)
+    decision = decide(half, attention, visual_total, plan, sparsity, images)
+    is_needed = needed(half, decision, plan)
+    slots, _ = slots_of(is_needed, plan.needed)
+    few = half._replace(hidden=jnp.take_along_axis(half.hidden, slots[..., None], axis=1))
+    stream = half._replace(hidden=to_slots(_feed_forward(lm, few, layers).hidden, is_needed))
+    return Segment(stream, state, decision, attention)
+
+
+def _attend(
+    lm: CausalLM, stream: TokenStream, layers: range, implementation: Implementation
+) -> tuple[TokenStream, list[Array], list[Array], Attention | None]:
+    """`layers` but for the last one's feed-forward; keys and values layer by layer; the last layer's attention."""
+    hidden, table = stream.hidden, lm.rotary(stream.position_ids)
+    bias = None if stream.size is None else jnp.log(stream.size)
+
+    def attend(q, k, v):
+        return causal_attention(q, k, v, stream.length, implementation=implementation, key_bias=bias), (q, k, v)
+
+    keys, values, q = [], [], None
+    for index in layers:
+        layer = lm.language_model.layers[index]
+        hidden, (q, k, v) = layer.attend(hidden, table, attend)
+        hidden = hidden if index == layers[-1] else layer.feed_forward(hidden)
+        keys.append(k)
+        values.append(v)
+    attention = _scored_by(lm, q, keys[-1], stream) if q is not None else None
+    return stream._replace(hidden=hidden), keys, values, attention
+
+
+def _feed_forward(lm: CausalLM, stream: TokenStream, layers: range) -> TokenStream:
+    """The feed-forward of the last of `layers`. No layers: the stream as it is."""
+    if not layers:
+        return stream
+    return stream._replace(hidden=lm.language_model.layers[layers[-1]].feed_forward(stream.hidden))
+
+
+def ahead_of(lm: CausalLM, stream: TokenStream, layer: int) -> Ahead:
+    """What comes after a stage behind `layer`, for scorers that ask. XLA drops what a scorer does not use of it."""
+    norm = lm.language_model.norm
+    if layer + 1 == lm.config.num_hidden_layers:
+        return Ahead(None, norm)
+    following = lm.language_model.layers[layer + 1]
+
+    def attention(hidden, position_ids):
+        _, (q, k) = following.attend(hidden, lm.rotary(position_ids), lambda q, k, v: (q, (q, k)))
+        return _scored_by(lm, q, k, stream)
+
+    return Ahead(attention, norm)
+
+
+def _scored_by(lm: CausalLM, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], stream: TokenStream) -> Attention:
+    """A layer's queries and keys with what else scorers want of it; it runs on `stream`."""
+    bias = None if stream.size is None else jnp.log(stream.size)
+    return Attention(q, k, lm.config.rope_theta, bias, lm.config.scaled_frequencies())
+
+
+def last_token(stream: TokenStream) -> TokenStream:
+    """Each row's last valid token as a stream of its own, of one slot."""
+
+    def last(field: Array) -> Array:
+        slot = (stream.length - 1).reshape(-1, *(1,) * (field.ndim - 1))
+        return jnp.take_along_axis(field, slot, axis=1)
+
+    only = stream._replace(length=None)
+    return jax.tree.map(last, only)._replace(length=jnp.ones_like(stream.length))
+
+
+def last_logits(lm: CausalLM, stream: TokenStream) -> Float[Array, "B W"]:
+    """Logits of each row's last valid token only; the others are never needed."""
+    return lm.logits(last_token(stream).hidden)[:, 0]
+
+
+def _state(entered: TokenStream, keys: Sequence[Array], values: Sequence[Array], new_tokens: int) -> DecodeState:
+    """The state of a segment's layers alone, with room for `new_tokens`: what entered them is what they keep."""
+    layers = len(keys)
+    last = last_token(entered).position_ids[:, 0]
+    bias = None if entered.size is None else with_room(jnp.log(entered.size), new_tokens)
+    cache = KVCache(
+        tuple(with_room(k, new_tokens) for k in keys),
+        tuple(with_room(v, new_tokens) for v in values),
+        jnp.broadcast_to(entered.length, (layers, *entered.length.shape)),
+        (bias,) * layers,
+    )
+    return DecodeState(cache, jnp.broadcast_to(last + 1, cache.length.shape))
+
+
+def join(states: Sequence[DecodeState]) -> DecodeState:
+    """The states of consecutive segments as one."""
+    caches = [state.cache for state in states]
+    cache = KVCache(
+        tuple(k for cache in caches for k in cache.k),
+        tuple(v for cache in caches for v in cache.v),
+        jnp.concatenate([cache.length for cache in caches]),
+        tuple(bias for cache in caches for bias in cache.bias or ()),
+    )
+    return DecodeState(cache, jnp.concatenate([state.next_position for state in states]))
