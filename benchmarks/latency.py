@@ -157,8 +157,7 @@ def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
             left.append(sparsify.apply(stream, decision, plan, sparsity)[0].hidden)
         return raters, left
 
-    values = [{**own, "attention": own["attention"]._replace(rope_theta=float(config.rope_theta))} for own in given]
-    return partial(jax.jit(run), values)
+    return partial(jax.jit(run), given)
 
 
 def variants_of(case: Case, with_methods: bool, budgets: tuple[int, ...]) -> dict[str, SparsityConfig | None]:

@@ -41,9 +41,7 @@ def setting(config: LlamaConfig, visual: int, dtype: Any, *, text: int = TEXT, b
     is_visual = slot < visual
     is_rater = (slot >= visual) & (slot % 2 == 0)
     stream = sparsify.TokenStream(hidden, slot, is_visual, is_rater, jnp.full(batch, tokens))
-    return dict(
-        stream=stream, attention=sparsify.Attention(q, k, config.rope_theta, frequencies=config.scaled_frequencies())
-    )
+    return dict(stream=stream, attention=sparsify.Attention(q, k, config.inverse_frequencies()))
 
 
 def parts(

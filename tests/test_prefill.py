@@ -17,6 +17,7 @@ from sparsevlm_jax.models import LlavaConfig, abstract_params
 from sparsevlm_jax.models.decoders.llama import LlamaMLP
 from sparsevlm_jax.models.families.llava import encode
 from sparsevlm_jax.models.nn import attention
+from sparsevlm_jax.models.nn.rope import inverse_frequencies
 from sparsevlm_jax.runtime.decode import decode_step, generate
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import (
@@ -350,7 +351,7 @@ def test_methods_that_say_so_decide_without_hidden_states(name):
     q, k = (jax.random.normal(key, (1, BUCKET.capacity, 4, 8)) for key in keys[1:])
     total = jnp.array([BUCKET.visual])
     one, other = (
-        decide(each, Attention(q, k, 1e4), total, plan, sparsity)
+        decide(each, Attention(q, k, inverse_frequencies(8, 1e4)), total, plan, sparsity)
         for each in (stream, stream._replace(hidden=jnp.full_like(hidden, jnp.nan)))
     )
     np.testing.assert_array_equal(one.selection.order, other.selection.order)

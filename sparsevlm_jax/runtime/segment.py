@@ -143,7 +143,7 @@ def ahead_of(lm: CausalLM, stream: TokenStream, layer: int) -> Ahead:
 def _scored_by(lm: CausalLM, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], stream: TokenStream) -> Attention:
     """A layer's queries and keys with what else scorers want of it; it runs on `stream`."""
     bias = None if stream.size is None else jnp.log(stream.size)
-    return Attention(q, k, lm.config.rope_theta, bias, lm.config.scaled_frequencies())
+    return Attention(q, k, lm.config.inverse_frequencies(), bias)
 
 
 def last_token(stream: TokenStream) -> TokenStream:

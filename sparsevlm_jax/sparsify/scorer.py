@@ -7,26 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..checks import choice, flag, optional, real, settle
 from . import scores
 from .amount import Amount, Share, number_or_share
-from .stream import TokenStream
+from .stream import TokenStream, at_slots
 from .tower import ImageContext
 
 
 class Attention(NamedTuple):
-    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied), RoPE's base, what the
-    layer added to each key's logits, if anything, and RoPE's inverse frequencies (None: those of its base)."""
+    """What scoring may want of the layer a stage follows: its queries and keys (RoPE applied), RoPE's inverse
+    frequencies (of several position axes a row each), and what the layer added to each key's logits, if anything."""
 
     q: Float[Array, "B L N H"]
     k: Float[Array, "B L K H"]
-    rope_theta: float
+    frequencies: Float[Array | np.ndarray, "*A half"]
     key_bias: Float[Array, "B L"] | None = None
-    frequencies: Float[Array | np.ndarray, " half"] | None = None
 
 
 class Ahead(NamedTuple):
@@ -56,11 +54,11 @@ class StageInputs(NamedTuple):
 
     @property
     def visual_hidden(self) -> Float[Array, "B V D"]:
-        return jnp.take_along_axis(self.stream.hidden, self.visual_slot[..., None], axis=1)
+        return at_slots(self.stream.hidden, self.visual_slot)
 
     @property
     def rater_hidden(self) -> Float[Array, "B R D"]:
-        return jnp.take_along_axis(self.stream.hidden, self.rater_slot[..., None], axis=1)
+        return at_slots(self.stream.hidden, self.rater_slot)
 
     def decoder_ahead(self) -> Ahead:
         """`ahead`.
@@ -150,11 +148,9 @@ class RaterScore:
         onto = scores.onto_visual(everywhere, inputs.visual_slot, inputs.is_visual, inputs.is_rater)
         if self.gravity:
             weights = scores.gravity_weights(
-                jnp.take_along_axis(stream.position_ids, inputs.rater_slot, axis=1),
-                jnp.take_along_axis(stream.position_ids, inputs.visual_slot, axis=1),
-                head_dim=layer.q.shape[-1],
-                theta=layer.rope_theta,
-                frequencies=layer.frequencies,
+                at_slots(stream.position_ids, inputs.rater_slot),
+                at_slots(stream.position_ids, inputs.visual_slot),
+                layer.frequencies,
             )
             onto = scores.correct_gravity(onto, weights, floor=self.gravity_floor)
         count = self.head_count(onto.shape[1])
@@ -167,9 +163,9 @@ class RaterScore:
         if self.layer == "this":
             layer = inputs.attention
             assert layer is not None  # the config has refused a stage before layer 0
-            return jnp.take_along_axis(layer.q, inputs.rater_slot[..., None, None], axis=1), layer
+            return at_slots(layer.q, inputs.rater_slot), layer
         project = inputs.decoder_ahead().attention
         assert project is not None  # the config has refused a stage after the last layer
         stream = inputs.stream
-        position = jnp.take_along_axis(stream.position_ids, inputs.rater_slot, axis=1)
+        position = at_slots(stream.position_ids, inputs.rater_slot)
         return project(inputs.rater_hidden, position).q, project(stream.hidden, stream.position_ids)

@@ -57,30 +57,28 @@ def onto_visual(
 
 
 def gravity_weights(
-    rater_position: Int[Array, "B R"],
-    visual_position: Int[Array, "B V"],
-    *,
-    head_dim: int,
-    theta: float,
-    frequencies: Float[Array | np.ndarray, " half"] | None = None,
+    rater_position: Int[Array, "B R *A"],
+    visual_position: Int[Array, "B V *A"],
+    frequencies: Float[Array | np.ndarray, "*A half"],
 ) -> Float[Array, "B R V"]:
     """How much RoPE alone favours a distance: W_ij = 2 / sqrt(H) * sum_k cos((p_i - p_j) theta_k); float32.
 
-    theta_k is `frequencies`, of a decoder that scales RoPE; None: theta^(-2k / H).
+    theta_k are the decoder's `frequencies`, theta^(-2k / H) where nothing scales them; of several position axes a row
+    each, the other entries 0.
 
     SparseVLM+ divides attention by it, so that far tokens are not punished for being far. It is the score that
     all-ones queries and keys would get. It changes sign at large distances (first at 1,707 for H = 128, theta = 1e4).
     """
-    if frequencies is None:
-        frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    rows = jnp.atleast_2d(frequencies)
 
     def table(position):
-        angle = position[..., None].astype(jnp.float32) * frequencies
+        position = position.reshape(*position.shape[:2], -1, 1).astype(jnp.float32)
+        angle = (position * rows).sum(axis=2)
         return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
     rater, visual = table(rater_position), table(visual_position)
     product = jnp.einsum("BRH,BVH->BRV", rater, visual, precision=jax.lax.Precision.HIGHEST)
-    return product * (2 / math.sqrt(head_dim))
+    return product * (2 / math.sqrt(rater.shape[-1]))
 
 
 def correct_gravity(

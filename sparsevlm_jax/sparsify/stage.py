@@ -17,7 +17,7 @@ from .config import SparsityConfig, StagePlan
 from .recycle import Recycled
 from .scorer import Ahead, Attention, Scores, StageInputs
 from .select import Selection, keep_first
-from .stream import TokenStream, compact, slots_of, to_slots
+from .stream import TokenStream, at_slots, compact, slots_of, to_slots
 from .tower import ImageContext
 
 
@@ -94,12 +94,9 @@ def reordered(stream: TokenStream, decision: Decision, step: int) -> TokenStream
     rows = jnp.arange(is_kept.shape[0])[:, None]
     source = jnp.broadcast_to(visual, is_kept.shape).at[rows, standing].set(wanted, unique_indices=True)
     # The dropped stand last in both orders, so each of them is its own source.
-    slot = jnp.take_along_axis(decision.visual_slot, source, axis=1)
+    slot = at_slots(decision.visual_slot, source)
     slot = jnp.where(stream.is_visual, to_slots(slot, stream.is_visual), jnp.arange(stream.is_visual.shape[1]))
-    return stream._replace(
-        hidden=jnp.take_along_axis(stream.hidden, slot[..., None], axis=1),
-        position_ids=jnp.take_along_axis(stream.position_ids, slot, axis=1),
-    )
+    return stream._replace(hidden=at_slots(stream.hidden, slot), position_ids=at_slots(stream.position_ids, slot))
 
 
 def apply(
@@ -118,23 +115,22 @@ def apply(
     shorten = partial(compact, capacity=plan.capacity, positions=config.positions)
     if config.recycle is None or plan.candidates == 0:
         batch, _, dim = stream.hidden.shape
-        nothing = jnp.zeros((batch, 0), jnp.int32)
+        nothing = jnp.zeros((batch, 0, *stream.position_ids.shape[2:]), jnp.int32)
         merged, count = jnp.zeros((batch, 0, dim), stream.hidden.dtype), jnp.zeros(batch, jnp.int32)
         return shorten(stream, is_kept, merged, nothing, count, merged_size=jnp.zeros((batch, 0))), None
     if config.size_aware and stream.size is None:
         stream = stream._replace(size=jnp.ones(stream.is_visual.shape))
     recycled = config.recycle(
-        jnp.take_along_axis(stream.hidden, slot[..., None], axis=1),
+        at_slots(stream.hidden, slot),
         selection,
         decision.visual_count,
         candidate_capacity=plan.candidates,
         merged_capacity=plan.merged,
         noise=noise,
         scores=decision.scores,
-        size=None if stream.size is None else jnp.take_along_axis(stream.size, slot, axis=1),
+        size=None if stream.size is None else at_slots(stream.size, slot),
     )
     # No version defines kept positions together with recycling: a merged token takes its center's position.
-    center_slot = jnp.take_along_axis(slot, recycled.centers, axis=1)
-    position = jnp.take_along_axis(stream.position_ids, center_slot, axis=1)
+    position = at_slots(stream.position_ids, at_slots(slot, recycled.centers))
     merged, count = recycled.merged, recycled.merged_count
     return shorten(stream, is_kept, merged, position, count, merged_size=recycled.size), recycled

@@ -7,7 +7,7 @@ therefore moves the survivors forward, and a causal mask with key lengths stays 
     keep 2, merge 1
     after    p p V V M q q . .        M merged; length 7, in a buffer of the stage's capacity
 
-B batch · L slots · C capacity · V visual tokens · M merged tokens · D model dim
+B batch · L slots · C capacity · V visual tokens · M merged tokens · A position axes · D model dim
 """
 
 from functools import partial
@@ -26,11 +26,16 @@ class TokenStream(NamedTuple):
     """
 
     hidden: Float[Array, "B L D"]
-    position_ids: Int[Array, "B L"]
+    position_ids: Int[Array, "B L *A"]
     is_visual: Bool[Array, "B L"]
     is_rater: Bool[Array, "B L"]
     length: Int[Array, " B"]
     size: Float[Array, "B L"] | None = None
+
+
+def at_slots(field: Shaped[Array, "B L ..."], slot: Int[Array, "B S"]) -> Shaped[Array, "B S ..."]:
+    """What stands in those slots of each row."""
+    return jnp.take_along_axis(field, slot.reshape(*slot.shape, *(1,) * (field.ndim - 2)), axis=1)
 
 
 def slots_of(mask: Bool[Array, "B L"], size: int) -> tuple[Int[Array, "B size"], Bool[Array, "B size"]]:
@@ -63,7 +68,7 @@ def compact(
     stream: TokenStream,
     is_kept: Bool[Array, "B L"],
     merged: Float[Array, "B M D"],
-    merged_position: Int[Array, "B M"],
+    merged_position: Int[Array, "B M *A"],
     merged_count: Int[Array, " B"],
     *,
     capacity: int,
@@ -78,11 +83,17 @@ def compact(
         merged_position: RoPE positions of the merged tokens, used by "keep" only.
         capacity: slots of the result, C. A row that needs more loses its tail: the caller chooses C large enough.
         positions: "repack" renumbers 0, 1, 2, ... (SparseVLM v1 and v1.5), "keep" lets survivors keep their positions
-            (SparseVLM+).
+            (SparseVLM+). Positions of several axes say where in a picture a token is: they cannot be renumbered.
         merged_size: what the merged tokens stand for, for a stream that has sizes.
 
     Where a row keeps no visual token the merged ones take the place of the last dropped one.
+
+    Raises:
+        ValueError: "repack" of positions that have several axes.
     """
+    axes = stream.position_ids.shape[2:]
+    if positions == "repack" and axes:
+        raise ValueError(f"positions 'repack' number one axis, and this model's have {axes[0]}: use positions 'keep'")
     valid = jnp.arange(stream.is_visual.shape[1]) < stream.length[:, None]
     is_kept &= valid
     kept_visual = is_kept & stream.is_visual
@@ -93,27 +104,28 @@ def compact(
     before_merged = (is_kept & (jnp.arange(is_kept.shape[1]) <= anchor[:, None])).sum(axis=1, keepdims=True)
     index, count = jnp.arange(capacity), merged_count[:, None]
     behind = index - before_merged
-    survivor = jnp.take_along_axis(survivors, jnp.where(behind < 0, index, jnp.maximum(index - count, 0)), axis=1)
+    survivor = at_slots(survivors, jnp.where(behind < 0, index, jnp.maximum(index - count, 0)))
     source = jnp.where((behind >= 0) & (behind < count), is_kept.shape[1] + behind, survivor)
 
     length = jnp.minimum(is_kept.sum(axis=1) + merged_count, capacity).astype(stream.length.dtype)
     real = jnp.arange(capacity) < length[:, None]
-    tokens = jnp.concatenate([stream.hidden, merged.astype(stream.hidden.dtype)], axis=1)
 
-    def gather(field, merged_value):
-        merged_value = jnp.broadcast_to(merged_value, merged.shape[:2]).astype(field.dtype)
-        return jnp.take_along_axis(jnp.concatenate([field, merged_value], axis=1), source, axis=1)
+    def gather(field, merged_value, padding):
+        """Field of the tokens that are left, of the merged ones among them; `padding` behind these."""
+        merged_value = jnp.broadcast_to(merged_value, (*merged.shape[:2], *field.shape[2:])).astype(field.dtype)
+        left = at_slots(jnp.concatenate([field, merged_value], axis=1), source)
+        return jnp.where(real.reshape(*real.shape, *(1,) * (field.ndim - 2)), left, padding)
 
-    position_ids = jnp.broadcast_to(jnp.arange(capacity), real.shape).astype(stream.position_ids.dtype)
+    position_ids = jnp.where(real, index, 0).astype(stream.position_ids.dtype)
     if positions == "keep":
-        position_ids = gather(stream.position_ids, merged_position)
+        position_ids = gather(stream.position_ids, merged_position, 0)
     return TokenStream(
-        hidden=jnp.where(real[..., None], jnp.take_along_axis(tokens, source[..., None], axis=1), 0),
-        position_ids=jnp.where(real, position_ids, 0),
-        is_visual=gather(stream.is_visual, True) & real,
-        is_rater=gather(stream.is_rater, False) & real,
+        hidden=gather(stream.hidden, merged, 0),
+        position_ids=position_ids,
+        is_visual=gather(stream.is_visual, True, False),
+        is_rater=gather(stream.is_rater, False, False),
         length=length,
-        size=None if stream.size is None else jnp.where(real, gather(stream.size, merged_size), 1),
+        size=None if stream.size is None else gather(stream.size, merged_size, 1),
     )
 
 

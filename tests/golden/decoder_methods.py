@@ -11,6 +11,7 @@ from flax import nnx
 
 from sparsevlm_jax import methods
 from sparsevlm_jax.models.decoders.llama import CausalLM, LlamaConfig
+from sparsevlm_jax.models.nn.rope import inverse_frequencies
 from sparsevlm_jax.runtime.segment import ahead_of
 from sparsevlm_jax.sparsify import (
     Ahead,
@@ -68,7 +69,9 @@ def fastv(recording: Recording) -> list[str]:
     stream = streamed(np.zeros((len(k), 1)), first, visual, config)
     q = np.zeros_like(k)
     q[-1] = q_last
-    left = stage(config, stream, Attention(jnp.asarray(q)[None], jnp.asarray(k)[None], 1e4))
+    left = stage(
+        config, stream, Attention(jnp.asarray(q)[None], jnp.asarray(k)[None], inverse_frequencies(k.shape[-1], 1e4))
+    )
     return differences({"keep_indexs": left[0], "position_ids": left[1]}, recording)
 
 
@@ -108,7 +111,7 @@ def dart(recording: Recording) -> list[str]:
     hidden, keys = recording["hidden"], np.moveaxis(recording["keys"], 0, 1)
     first, visual = int(recording["image_start"]), int(recording["image_length"])
     pivots = dict(image_pivots=int(recording["pivot_image"]), text_pivots=int(recording["pivot_text"]))
-    attention = Attention(jnp.asarray(keys)[None], jnp.asarray(keys)[None], 1e4)
+    attention = Attention(jnp.asarray(keys)[None], jnp.asarray(keys)[None], inverse_frequencies(keys.shape[-1], 1e4))
     exact = method("dart", kept=int(recording["angelslim_keep"]), **pivots)
     stream = streamed(hidden, first, visual, exact)
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsevlm_jax.models.nn.rope import inverse_frequencies
 from sparsevlm_jax.sparsify import (
     Geometry,
     KeptTokens,
@@ -44,7 +45,7 @@ BUDGETS = {
 }
 _select_raters = jax.jit(select_raters, static_argnames=("question_capacity",))
 _select, _attention_rank = jax.jit(select), jax.jit(attention_rank)
-_gravity_weights = jax.jit(gravity_weights, static_argnames=("head_dim", "theta"))
+_gravity_weights = jax.jit(gravity_weights)
 _recycle = jax.jit(recycle, static_argnames=("rule", "candidate_capacity", "merged_capacity"))
 
 RANDOM_TIE = "cam_two_clusters_zero"  # the official code without its noise: which center wins the tie is arbitrary
@@ -140,7 +141,7 @@ def _heads(entry: dict, recorded: dict, result: Comparison) -> None:
 
 def _gravity(entry: dict, recorded: dict, result: Comparison) -> None:
     name, position = entry["name"], jnp.asarray(recorded["position_ids"])
-    weights = _gravity_weights(position, position, head_dim=entry["head_dim"], theta=entry["rope_theta"])
+    weights = _gravity_weights(position, position, inverse_frequencies(entry["head_dim"], entry["rope_theta"]))
     result.close("gravity", f"{name}.rope_weights", weights[0], recorded["rope_weights"])
     attention = jnp.asarray(recorded["attn"])
     corrected = correct_gravity(attention, jnp.asarray(recorded["rope_weights"])[None])

@@ -152,8 +152,7 @@ def _compare_stage(prefix: str, stage: Any, recorded: dict, config: LlavaConfig,
         weights = gravity_weights(
             positions[decision.rater_slot[:, :raters]],
             positions[decision.visual_slot[:, :visual]],
-            head_dim=config.text.head_dim,
-            theta=config.text.rope_theta,
+            config.text.inverse_frequencies(),
         )
         # Recorded to the digits the RoPE tables have, and as small as 1e-4 of the largest: compared absolutely.
         result.close("gravity", prefix + "rope_weights", weights[0], want["rope_weights"])

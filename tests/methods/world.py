@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsevlm_jax import methods
 from sparsevlm_jax.methods import TokenBudget
+from sparsevlm_jax.models.nn.rope import inverse_frequencies
 from sparsevlm_jax.sparsify import (
     Ahead,
     Attention,
@@ -52,7 +53,7 @@ class World(NamedTuple):
 
         def attention(hidden, position_ids):
             q, k = (jnp.matmul(hidden, weight).reshape(*hidden.shape[:2], -1, HEAD_DIM) for weight in self.following)
-            return Attention(q, k, 1e4)
+            return Attention(q, k, inverse_frequencies(HEAD_DIM, 1e4))
 
         def norm(hidden):
             length = jnp.linalg.norm(hidden.astype(jnp.float32), axis=-1, keepdims=True)
@@ -98,7 +99,8 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
         jnp.asarray(lengths),
     )
     q_proj, k_proj = (jnp.asarray(rng.normal(size=(DIM, heads * HEAD_DIM)), dtype) for heads in (HEADS, KV_HEADS))
-    return World(stream, Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), 1e4), context, (q_proj, k_proj))
+    attention = Attention(jnp.asarray(q, dtype), jnp.asarray(k, dtype), inverse_frequencies(HEAD_DIM, 1e4))
+    return World(stream, attention, context, (q_proj, k_proj))
 
 
 class StageRun(NamedTuple):

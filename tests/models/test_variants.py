@@ -101,11 +101,9 @@ def test_scoring_sees_the_frequencies_that_the_decoder_turns_by(pair):
     lm = llava.language_model(pair.params, pair.config)
     stream, _ = start(lm, inputs, config=pair.config, sparsity=None, bucket=batch.bucket)
     attention = run_segment(lm, stream, range(1), None, implementation="xla").attention
-    scaled = pair.config.text.rope_scaling is not None
-    assert attention is not None and (attention.frequencies is not None) == scaled
-    if scaled:
-        expected = pair.theirs.model.language_model.rotary_emb.inv_freq.numpy()
-        np.testing.assert_allclose(np.asarray(attention.frequencies), expected, rtol=8e-7)
+    assert attention is not None
+    expected = pair.theirs.model.language_model.rotary_emb.inv_freq.numpy()
+    np.testing.assert_allclose(np.asarray(attention.frequencies), expected, rtol=8e-7)
 
 
 @pytest.mark.parametrize("pair", ["three layers"], indirect=True)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparsevlm_jax.models.nn.rope import inverse_frequencies, of_axes
 from sparsevlm_jax.sparsify import (
     RaterScore,
     correct_gravity,
@@ -85,7 +86,7 @@ def test_gravity_weight_is_the_sum_of_cosines_of_the_distance():
     frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     distance = (rater[:, None] - visual)[..., None] * frequency
     expected = 2 / np.sqrt(head_dim) * np.cos(distance).sum(axis=-1)
-    weights = gravity_weights(jnp.array([rater]), jnp.array([visual]), head_dim=head_dim, theta=theta)
+    weights = gravity_weights(jnp.array([rater]), jnp.array([visual]), frequency.astype(np.float32))
     np.testing.assert_allclose(weights[0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -94,13 +95,24 @@ def test_gravity_follows_the_frequencies_of_a_decoder_that_scales_them():
     frequencies = np.array([1.0, 0.2, 0.01], np.float32)
     expected = 2 / np.sqrt(6) * np.cos((rater[:, None, None] - visual[:, None]) * frequencies).sum(axis=-1)
     positions = jnp.array([rater]), jnp.array([visual])
-    weights = gravity_weights(*positions, head_dim=6, theta=1e4, frequencies=frequencies)
+    weights = gravity_weights(*positions, frequencies)
     np.testing.assert_allclose(weights[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gravity_of_several_position_axes_sums_what_each_turns():
+    rng = np.random.default_rng(0)
+    rater, visual = rng.integers(0, 90, (1, 2, 3)), rng.integers(0, 90, (1, 5, 3))
+    frequency, axes = inverse_frequencies(12, 1e4), (0, 2, 1, 1, 2, 0)
+    distance = (rater[:, :, None] - visual[:, None])[..., list(axes)] * frequency
+    expected = 2 / np.sqrt(12) * np.cos(distance).sum(axis=-1)
+    weights = gravity_weights(jnp.asarray(rater), jnp.asarray(visual), of_axes(frequency, axes))
+    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("head_dim", "first_negative"), [(128, 1707), (64, 725)])
 def test_gravity_weights_change_sign_at_a_known_distance(head_dim, first_negative):
-    weights = gravity_weights(jnp.arange(1800)[None], jnp.zeros((1, 1), int), head_dim=head_dim, theta=1e4)[0, :, 0]
+    frequencies = inverse_frequencies(head_dim, 1e4)
+    weights = gravity_weights(jnp.arange(1800)[None], jnp.zeros((1, 1), int), frequencies)[0, :, 0]
     assert int(jnp.argmax(weights < 0)) == first_negative
     if head_dim == 128:
         assert weights[:801].min() > 1.12

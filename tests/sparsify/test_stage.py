@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsevlm_jax.models.nn.rope import inverse_frequencies
 from sparsevlm_jax.sparsify import (
     Attention,
     Bucket,
@@ -40,7 +41,8 @@ METHODS = {"v1.5": V15, "SparseVLM+": PLUS, "rank": RANK, "paper": PAPER}
 
 @functools.partial(jax.jit, static_argnames=("config", "plan"))
 def run(stream, attention, *, config: SparsityConfig, plan: StagePlan):
-    decision = decide(stream, Attention(attention[0], attention[1], 1e4), stream.is_visual.sum(axis=1), plan, config)
+    attention = Attention(*attention, inverse_frequencies(HEAD_DIM, 1e4))
+    decision = decide(stream, attention, stream.is_visual.sum(axis=1), plan, config)
     return decision, *apply(stream, decision, plan, config)
 
 
@@ -206,7 +208,8 @@ def shapes_of_a_stage(config, plant=lambda stream: stream):
 
     def both(stream, q, k):
         stream = plant(stream)
-        decision = decide(stream, Attention(q, k, 1e4), stream.is_visual.sum(axis=1), plan, config)
+        attention = Attention(q, k, inverse_frequencies(q.shape[-1], 1e4))
+        decision = decide(stream, attention, stream.is_visual.sum(axis=1), plan, config)
         return apply(stream, decision, plan, config)
 
     flags = array(2, length, dtype=bool)

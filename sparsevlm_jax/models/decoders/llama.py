@@ -22,7 +22,7 @@ from ..nn.hf_config import ConfigReader
 from ..nn.hf_rope import read_rope
 from ..nn.known_fields import LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, ROPE_SPELLINGS
 from ..nn.linear import apart, linear, matmul
-from ..nn.rope import RopeScaling, Rotary, inverse_frequencies, rotary, rotate
+from ..nn.rope import RopeScaling, Rotary, inverse_frequencies, of_axes, rotary, rotate
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -40,6 +40,7 @@ class LlamaConfig:
         qkv_bias, o_bias, mlp_bias: biases of these projections (Llama's `attention_bias` is the first two, Qwen2 has
             the first).
         qk_norm: RMS norms of each head's query and key before RoPE (Qwen3).
+        rope_axes: the position axis that turns each frequency, where positions have several (M-RoPE); empty: one axis.
     """
 
     vocab_size: int
@@ -59,14 +60,23 @@ class LlamaConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    rope_axes: tuple[int, ...] = ()
 
-    def inverse_frequencies(self) -> Float32[np.ndarray, " half"]:
-        """RoPE's, scaled as the config says."""
-        return inverse_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
+    def __post_init__(self):
+        if self.rope_axes and len(self.rope_axes) != self.head_dim // 2:
+            raise ValueError(
+                f"expected an axis for each of {self.head_dim // 2} frequencies, got {len(self.rope_axes)} rope_axes"
+            )
 
-    def scaled_frequencies(self) -> Float32[np.ndarray, " half"] | None:
-        """`inverse_frequencies` where they are not those of the base alone."""
-        return None if self.rope_scaling is None else self.inverse_frequencies()
+    @property
+    def position_axes(self) -> int:
+        """Numbers that a position is made of."""
+        return max(self.rope_axes, default=0) + 1
+
+    def inverse_frequencies(self) -> Float32[np.ndarray, "*A half"]:
+        """RoPE's, scaled as the config says; of several position axes a row each."""
+        frequencies = inverse_frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
+        return of_axes(frequencies, self.rope_axes) if self.rope_axes else frequencies
 
     @classmethod
     def from_hf(cls, config: dict) -> "LlamaConfig":
@@ -125,7 +135,7 @@ class LlamaConfig:
 
     def to_hf(self) -> dict:
         """The `text_config` that `from_hf` reads back to an equal config, in a spelling that versions 4 and 5 know."""
-        own = ("rope_scaling", "sliding_window", "qkv_bias", "o_bias", "mlp_bias", "qk_norm")
+        own = ("rope_scaling", "sliding_window", "qkv_bias", "o_bias", "mlp_bias", "qk_norm", "rope_axes")
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own}
         fields = {"hidden_act": "silu", **fields}
         if self.rope_scaling is not None:
@@ -240,7 +250,7 @@ class CausalLM(nnx.Module):
         if not config.tie_word_embeddings:
             self.lm_head = linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
 
-    def rotary(self, position_ids: Int[Array, "B T"]) -> Rotary:
+    def rotary(self, position_ids: Int[Array, "B T *A"]) -> Rotary:
         return rotary(position_ids, self.config.inverse_frequencies())
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... W"]:

@@ -2,10 +2,11 @@
 
 Tables are float32 whatever the model's dtype: at position 4,096 a bfloat16 angle would be off by whole turns.
 
-B batch · T queries · N heads · H head dim
+B batch · T queries · A position axes · N heads · H head dim
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -70,9 +71,26 @@ def inverse_frequencies(
     return frequencies if scaling is None else scaling(frequencies)
 
 
-def rotary(position_ids: Int[Array, "B T"], frequencies: Float[Array, " half"] | np.ndarray) -> Rotary:
+def of_axes(frequencies: Float32[np.ndarray, " half"], axes: Sequence[int]) -> Float32[np.ndarray, "A half"]:
+    """Frequencies of several position axes, as a row each: `axes[i]` is the axis whose position turns pair i (M-RoPE,
+    Wang et al., arXiv 2409.12191). The other entries are 0, so the rows add up to `frequencies`."""
+    return np.where(np.arange(max(axes) + 1)[:, None] == np.array(axes), frequencies, np.float32(0))
+
+
+def angles(
+    position_ids: Int[Array, "B T *A"], frequencies: Float[Array | np.ndarray, "*A half"]
+) -> Float[Array, "B T half"]:
+    """Radians by which each pair turns, float32. With several axes each position is a vector [A]; a plain number, as
+    text has it, is the same on all of them."""
+    position = position_ids.astype(jnp.float32)
+    if position.ndim == 2:
+        return position[..., None] * (frequencies if frequencies.ndim == 1 else frequencies.sum(axis=0))
+    return sum(position[..., axis, None] * row for axis, row in enumerate(frequencies))
+
+
+def rotary(position_ids: Int[Array, "B T *A"], frequencies: Float[Array | np.ndarray, "*A half"]) -> Rotary:
     """Tables for `position_ids`."""
-    angle = position_ids[..., None].astype(jnp.float32) * frequencies
+    angle = angles(position_ids, frequencies)
     return Rotary(jnp.cos(angle), jnp.sin(angle))
 
 
