@@ -33,6 +33,7 @@ from held_out import Cost, Exam, Examiner
 import sparsevlm_jax as sv
 from sparsevlm_jax import methods
 from sparsevlm_jax.demo import CHECKPOINT
+from sparsevlm_jax.models.families import llava
 from sparsevlm_jax.sparsify import Bucket, RankScale, RaterScore, Recycle, SparsityConfig, Tokens, TowerReduction
 
 SHARES = ("1/3", "2/9", "1/6", "1/9")
@@ -88,8 +89,7 @@ def cells(
             try:
                 sparsity.plan(_depth(examiner), _bucket(total))
                 if sparsity.merging and not isinstance(sparsity.merging, TowerReduction):
-                    tower = examiner.vlm.config
-                    sparsity.merging.schedule(tower.vision.num_patches + 1, tower.tower_layers, total)
+                    llava.merge_schedule(examiner.vlm.config, sparsity.merging)
             except ValueError as error:  # a budget below the method's floor
                 print(f"left out: {name} at {share}: {error}")
                 continue
@@ -286,7 +286,7 @@ def _depth(examiner: Examiner) -> int:
 
 
 def _bucket(visual: int) -> Bucket:
-    return Bucket(text=32, visual=visual, visual_step=visual)
+    return Bucket(text=32, visual=visual, fewest=visual)
 
 
 def main() -> None:

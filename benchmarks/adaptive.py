@@ -33,13 +33,13 @@ def prompt(config: LlavaConfig, visual: int, dtype: Any) -> PrefillInputs:
     ids = np.arange(TEXT + visual)[None] % 1000 + 3
     ids[:, 8 : 8 + visual] = config.image_token_id
     features = jax.random.normal(jax.random.key(0), (1, visual, config.text.hidden_size), dtype)
-    return PrefillInputs(jnp.asarray(ids, jnp.int32), jnp.array([TEXT + visual]), features)
+    return PrefillInputs.of(jnp.asarray(ids, jnp.int32), jnp.array([TEXT + visual]), features, config.image_token_id)
 
 
 def measure(name: str, visual: int, scale: float, repeats: int) -> dict[str, Any]:
     config, dtype = MODELS[name], jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config))
-    inputs, bucket = prompt(config, visual, dtype), Bucket(TEXT, visual, visual)
+    inputs, bucket = prompt(config, visual, dtype), Bucket(TEXT, visual, fewest=visual)
     static: dict[str, Any] = dict(
         config=config, bucket=bucket, implementation=choose_implementation(dtype, head_dim=config.text.head_dim)
     )

@@ -144,9 +144,9 @@ def programs(
         jax.ShapeDtypeStruct((batch,), jnp.int32),
         jax.ShapeDtypeStruct(features, jnp.bfloat16),
     )
-    inputs = place(PrefillInputs(*abstract))
+    inputs = place(jax.eval_shape(partial(PrefillInputs.of, image_token_id=config.image_token_id), *abstract))
     static: dict[str, Any] = dict(config=config, implementation="cudnn")
-    bucket = Bucket(text, visual, config.tokens_per_image)
+    bucket = Bucket(text, visual, images=images, fewest=visual)
     first = partial(prefill, **static, sparsity=sparsity, bucket=bucket, new_tokens=new)
     out = jax.eval_shape(first, params, inputs)
     logits, state = place(out.logits), place(out.state)

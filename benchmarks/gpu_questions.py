@@ -83,11 +83,13 @@ def main() -> None:
     dtype = jnp.dtype(jnp.bfloat16 if gpu else jnp.float32)
     implementation = choose_implementation(dtype, head_dim=config.text.head_dim)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config))
-    bucket = Bucket(options.text, config.tokens_per_image, config.tokens_per_image)
+    bucket = Bucket(options.text, config.tokens_per_image, fewest=config.tokens_per_image)
     ids = np.random.default_rng(0).integers(3, 1000, (options.batch, bucket.capacity))
     ids[:, 8 : 8 + bucket.visual] = config.image_token_id
     features = jax.random.normal(jax.random.key(1), (options.batch, bucket.visual, config.text.hidden_size), dtype)
-    inputs = PrefillInputs(jnp.asarray(ids, jnp.int32), jnp.full(options.batch, bucket.capacity), features)
+    inputs = PrefillInputs.of(
+        jnp.asarray(ids, jnp.int32), jnp.full(options.batch, bucket.capacity), features, config.image_token_id
+    )
     limit = jnp.int32(options.steps + 1)
 
     failed: dict[str, str] = {}

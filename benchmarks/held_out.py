@@ -13,14 +13,15 @@ import numpy as np
 
 from sparsevlm_jax.demo import evaluate, world
 from sparsevlm_jax.demo.questions import Question
-from sparsevlm_jax.models.families.llava import EncodedImages, encode
-from sparsevlm_jax.processing import ProcessedInputs
+from sparsevlm_jax.models.families.family import Encoded
+from sparsevlm_jax.models.families.llava import encode
+from sparsevlm_jax.processing import Layout, ProcessedInputs, prompt_row
 from sparsevlm_jax.report import cost as accounting
 from sparsevlm_jax.report.cost import Timing
 from sparsevlm_jax.runtime import decode
 from sparsevlm_jax.runtime.batching import assemble
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
-from sparsevlm_jax.sparsify import Bucket, SparsityConfig
+from sparsevlm_jax.sparsify import Bucket, ImageContext, SparsityConfig
 from sparsevlm_jax.vlm import VLM
 
 BATCH, NEW_TOKENS = 64, 10
@@ -67,7 +68,7 @@ class Examiner:
 
     vlm: VLM
     exam: Exam
-    _pictures: dict[Any, tuple[np.ndarray, Any]] = field(default_factory=dict)
+    _pictures: dict[Any, Any] = field(default_factory=dict)
 
     def ask(self, sparsity: SparsityConfig | None, count: int | None = None) -> tuple[list[str], Cost]:
         """Answers to the first `count` questions (None: all), and what a prompt of the first batch cost."""
@@ -92,10 +93,16 @@ class Examiner:
         config = self.vlm.config
         ids = [self._ids(self.exam.questions[row].text) for row in rows]
         empty = np.zeros((0, 3, config.vision.image_size, config.vision.image_size), np.float32)
-        batch = assemble(ProcessedInputs(ids, empty, (1,) * len(rows), ()), config, new_tokens=NEW_TOKENS)
-        features, context = self._encoded([self.exam.scenes[row] for row in rows], sparsity)
-        prompt = jnp.asarray(batch.input_ids), jnp.asarray(batch.length)
-        return PrefillInputs(*prompt, features, context), batch.bucket
+        layout = Layout.of([config.picture] * len(rows))
+        prompts = [
+            prompt_row(row, row == config.image_token_id, [layout.rows_of(index)]) for index, row in enumerate(ids)
+        ]
+        processed = ProcessedInputs(prompts, empty, layout, (1,) * len(rows), tuple(range(len(rows))))
+        batch = assemble(processed, config, new_tokens=NEW_TOKENS)
+        encoded = self._encoded([self.exam.scenes[row] for row in rows], sparsity)
+        media, cell = jnp.asarray(layout.media), jnp.asarray(layout.cell)
+        context = (encoded.context or ImageContext())._replace(media=media, cell=cell)
+        return batch.inputs(encoded._replace(context=context)), batch.bucket
 
     def _ask(self, rows: list[int], sparsity: SparsityConfig | None) -> tuple[list[str], np.ndarray, np.ndarray]:
         inputs, bucket = self.inputs(rows, sparsity)
@@ -112,25 +119,23 @@ class Examiner:
         """A question's ids; the processor wants a picture, any will do."""
         blank = np.zeros((8, 8, 3), np.uint8)
         if text not in self._pictures:
-            self._pictures[text] = (self.vlm.processor([text], [[blank]]).input_ids[0], None)
-        return self._pictures[text][0]
+            self._pictures[text] = self.vlm.processor([text], [[blank]]).input_ids[0]
+        return self._pictures[text]
 
-    def _encoded(self, scenes: list[int], sparsity: SparsityConfig | None) -> tuple[jax.Array, Any]:
-        """Features of the scenes, encoded once for all methods that want the tower as it is."""
-        needs = bool(sparsity and sparsity.needs_images)
+    def _encoded(self, scenes: list[int], sparsity: SparsityConfig | None) -> Encoded:
+        """The scenes, encoded once for all methods that want the tower as it is."""
+        needs = bool(sparsity and "tower" in sparsity.needs)
         merging = sparsity.merging if sparsity else None
         missing = [scene for scene in dict.fromkeys(scenes) if (scene, needs, merging) not in self._pictures]
         for start in range(0, len(missing), 8):
             self._encode(missing[start : start + 8], needs, merging)
         found = [self._pictures[scene, needs, merging] for scene in scenes]
-        features = jnp.asarray(np.stack([features for features, _ in found]))
-        contexts = [context for _, context in found]
-        return features, jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *contexts) if contexts[0] else None
+        return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *found)
 
     def _encode(self, scenes: list[int], needs: bool, merging: Any) -> None:
         pictures = [evaluate.exam(scene, self.exam.split)[0].draw() for scene in scenes]
         pixels = self.vlm.processor.encode_images(pictures + [pictures[-1]] * (8 - len(pictures)))
-        encoded: EncodedImages = _encode(
+        encoded: Encoded = _encode(
             self.vlm.params,
             pixels,
             config=self.vlm.config,
@@ -138,10 +143,10 @@ class Examiner:
             context=needs,
             merging=merging,
         )
-        features, context = jax.device_get(encoded)
+        on_host, visual = jax.device_get(encoded), self.vlm.config.tokens_per_image
         for index, scene in enumerate(scenes):
-            own = jax.tree.map(lambda part, index=index: part[index], context)
-            self._pictures[scene, needs, merging] = (features[index], own)
+            own = slice(index * visual, (index + 1) * visual)
+            self._pictures[scene, needs, merging] = jax.tree.map(lambda part, own=own: part[own], on_host)
 
     def _cost(self, sparsity: SparsityConfig | None, leaving: np.ndarray, lengths: np.ndarray) -> Cost:
         config, text = self.vlm.config, self.vlm.config.text
@@ -150,7 +155,7 @@ class Examiner:
             accounting.report(
                 method="",
                 config=config,
-                images=1,
+                pictures=[config.tokens_per_image],
                 text_tokens=int(length) - config.tokens_per_image,
                 layers=layers,
                 leaving=[int(count) for count in leaving[:, row]],

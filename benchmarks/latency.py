@@ -54,12 +54,14 @@ from stages import setting
 from sparsevlm_jax import methods, sparsify
 from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.models import LlavaConfig, init_params
-from sparsevlm_jax.models.families.llava import DECODER, encode
+from sparsevlm_jax.models.families.family import DECODER
+from sparsevlm_jax.models.families.llava import encode
 from sparsevlm_jax.models.nn.attention import Implementation, choose_implementation
+from sparsevlm_jax.processing import Layout
 from sparsevlm_jax.report import cost as accounting
 from sparsevlm_jax.runtime import decode
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
-from sparsevlm_jax.sparsify import Bucket, SparsityConfig
+from sparsevlm_jax.sparsify import Bucket, ImageContext, SparsityConfig
 
 BUDGETS = (192, 128, 64)
 BEFORE = 8
@@ -82,7 +84,7 @@ class Case(NamedTuple):
 
     @property
     def bucket(self) -> Bucket:
-        return Bucket(self.text, self.visual, self.visual)
+        return Bucket(self.text, self.visual, fewest=self.visual)
 
     @property
     def static(self) -> dict[str, Any]:
@@ -101,7 +103,12 @@ class Case(NamedTuple):
         ids[:, BEFORE : BEFORE + self.visual] = self.config.image_token_id
         encoded = jax.jit(partial(encode, **self.static, **_tower(sparsity)))(self.encoder, self.pixel_values())
         length = jnp.full(self.batch, ids.shape[1])
-        return PrefillInputs(jnp.asarray(ids, jnp.int32), length, encoded.features, encoded.context)
+        layout = Layout.of([self.config.picture] * self.batch)
+        context = (encoded.context or ImageContext())._replace(
+            media=jnp.asarray(layout.media), cell=jnp.asarray(layout.cell)
+        )
+        ids = jnp.asarray(ids, jnp.int32)
+        return PrefillInputs.of(ids, length, encoded.tokens, self.config.image_token_id, context)
 
     def pixel_values(self) -> jax.Array:
         edge = self.config.vision.image_size
@@ -109,7 +116,7 @@ class Case(NamedTuple):
 
 
 def _tower(sparsity: SparsityConfig | None) -> dict[str, Any]:
-    return dict(context=sparsity.needs_images, merging=sparsity.merging) if sparsity else {}
+    return dict(context="tower" in sparsity.needs, merging=sparsity.merging) if sparsity else {}
 
 
 class Compiled(NamedTuple):
@@ -149,7 +156,7 @@ def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
             total = jnp.full(case.batch, case.visual)
             decision = sparsify.decide(own["stream"], own["attention"], total, plan, sparsity)
             stream = own["stream"]
-            if plan.skips and not sparsity.reads_hidden:  # what choosing the feed-forward's tokens takes
+            if plan.skips and "hidden" not in sparsity.needs:  # what choosing the feed-forward's tokens takes
                 is_needed = sparsify.needed(stream, decision, plan)
                 slots, _ = sparsify.slots_of(is_needed, plan.needed)
                 few = jnp.take_along_axis(stream.hidden, slots[..., None], axis=1)
@@ -166,7 +173,7 @@ def variants_of(case: Case, with_methods: bool, budgets: tuple[int, ...]) -> dic
     for name in sorted(set(methods.METHODS) - {"dense", "sparsevlm"}) if with_methods else ():
         method = methods.create(name, budgets[0])
         assert method is not None  # only "dense" is
-        if method.size_aware and case.implementation == "cudnn":
+        if "sizes" in method.needs and case.implementation == "cudnn":
             print(f"left out: {name}, whose tokens count their size, needs XLA attention")
             continue
         found[f"{name} {budgets[0]}"] = method
@@ -309,7 +316,8 @@ def _peers(
         table = model.get_input_embeddings()
         ids = torch.from_numpy(np.where(inputs.input_ids == case.config.image_token_id, 0, inputs.input_ids)).to(device)
         embeddings = table(ids.long())
-        embeddings[:, BEFORE : BEFORE + case.visual] = peers.to_torch(inputs.image_features, dtype, device)
+        tokens = peers.to_torch(inputs.encoded.tokens, dtype, device)
+        embeddings[:, BEFORE : BEFORE + case.visual] = tokens.reshape(case.batch, case.visual, -1)
     images = peers.to_torch(case.pixel_values(), dtype, device)
     made: dict[str, Any] = {
         "transformers": peers.Dense(model, embeddings, images, compiled=device == "cuda" and not options.eager)

@@ -57,7 +57,7 @@ def rows_of_layers(config: LlamaConfig, bucket: Bucket, sparsity: SparsityConfig
     for layers, plan in segments(config.num_hidden_layers, sparsity, bucket):
         entering += [now + bucket.text] * len(layers)
         passing += [now + bucket.text] * len(layers)
-        if plan and sparsity and plan.skips and not sparsity.reads_hidden:
+        if plan and sparsity and plan.skips and "hidden" not in sparsity.needs:
             passing[-1] = plan.needed
         elif plan is None and layers:
             passing[-1] = 1

@@ -50,7 +50,7 @@ def parts(
     """Each part of the method's first stage as a compiled call."""
     given = setting(config, visual, dtype)
     stream, attention = given["stream"], given["attention"]
-    bucket = sparsify.Bucket(TEXT, visual, visual)
+    bucket = sparsify.Bucket(TEXT, visual, fewest=visual)
     plan = method.plan(config.num_hidden_layers, bucket)[0]
     visual_slot, valid = sparsify.slots_of(stream.is_visual, visual)
     rater_slot, is_rater = sparsify.slots_of(stream.is_rater, TEXT)
@@ -72,15 +72,16 @@ def parts(
             lambda s, h: method.select(s, h, valid, count, capacity=plan.kept), scored.values, stream.hidden
         ),
     }
-    if plan.table is None:
-        made["rank"] = call(method.budget.count, every)
+    if isinstance(method.budget, sparsify.AdaptiveBudget):
+        made["count"] = call(method.budget.count, every)
     if recycle := method.recycle:
-        room: dict[str, Any] = dict(candidate_capacity=plan.candidates, merged_capacity=plan.merged)
-        made["recycle"] = call(
-            lambda hidden, selection: recycle(hidden, selection, valid.sum(1), **room),
-            inputs.visual_hidden,
-            chosen,
-        )
+
+        def recycled(hidden: jax.Array, selection: sparsify.Selection) -> sparsify.Recycled:
+            return recycle(
+                sparsify.RecycleInputs(hidden, selection, valid.sum(1), plan.candidates, plan.merged, scored)
+            )
+
+        made["recycle"] = call(recycled, inputs.visual_hidden, chosen)
     without = sparsify.SparsityConfig(budget=method.budget, recycle=None, positions=method.positions)
     made["compact"] = call(lambda s, d: sparsify.apply(s, d, plan, without)[0], stream, decision)
     return made
@@ -88,7 +89,7 @@ def parts(
 
 def flops(method: sparsify.SparsityConfig, config: LlamaConfig, visual: int, part: str) -> int:
     """Of the matrix products a part makes: raters, score; clustering by its Gram matrix; the rank by its SVD."""
-    plan = method.plan(config.num_hidden_layers, sparsify.Bucket(TEXT, visual, visual))[0]
+    plan = method.plan(config.num_hidden_layers, sparsify.Bucket(TEXT, visual, fewest=visual))[0]
     width = config.num_attention_heads * config.head_dim
     return {
         "raters": 2 * TEXT * (visual + TEXT) * config.hidden_size,

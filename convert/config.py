@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sparsevlm_jax.checkpoints.jsonfile import read_json
 from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.hf.known_fields import LLAVA_VISION
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
-from sparsevlm_jax.models.nn.known_fields import LLAVA_VISION
 
 from .kinds import ORIGINAL_TYPES, is_original, read_llava_json
 

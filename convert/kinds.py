@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sparsevlm_jax.checkpoints.jsonfile import read_json
 from sparsevlm_jax.errors import CheckpointError
+from sparsevlm_jax.hf.known_fields import QUANTISED
 from sparsevlm_jax.models import UnsupportedConfig
-from sparsevlm_jax.models.nn.known_fields import QUANTISED
 from sparsevlm_jax.processing import PROCESSOR_FILES
 
 from .files import has_weights

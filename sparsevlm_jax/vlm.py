@@ -12,7 +12,7 @@ import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, NamedTuple, TypeAlias, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import numpy as np
 from .arguments import THIRD, checked
 from .checkpoints.sources import load_checkpoint
 from .errors import short
-from .models.families.llava import DECODER, LlavaConfig
+from .models.families.family import DECODER, family_of
 from .models.nn.attention import Implementation, choose_implementation
 from .models.nn.dtypes import compute_dtype
 from .processing import MAX_PIXELS, ImageSource, Processor, Prompt
@@ -43,10 +43,11 @@ class VLM:
     """A loaded model: parameters on their device, and what turns text and images into its inputs.
 
     Attributes:
+        config: of the model's family (see `models.families.family.ModelConfig`).
         implementation: of attention, "cudnn" or "xla".
     """
 
-    config: LlavaConfig
+    config: Any
     params: dict
     processor: Processor
     implementation: Implementation
@@ -73,8 +74,8 @@ class VLM:
         device = ", ".join(sorted(f"{d.platform}:{d.id}" for d in jax.tree.leaves(self.params)[0].devices()))
         return (
             f"VLM({self.name!r}: {size / 1e6:,.1f} M parameters, {text.num_hidden_layers} layers of width "
-            f"{text.hidden_size}, {self.config.tokens_per_image} tokens an image, {self.dtype.name} on {device}, "
-            f"attention {self.implementation!r})"
+            f"{text.hidden_size}, {self.config.tokens_per_image or 'varying'} tokens an image, {self.dtype.name} on "
+            f"{device}, attention {self.implementation!r})"
         )
 
 
@@ -138,7 +139,7 @@ def load(
 
         source = CHECKPOINT
     checkpoint = load_checkpoint(source, dtype=dtype, vision_tower=vision_tower)
-    processor = Processor.from_folder(
+    processor = family_of(checkpoint.config).processor.from_folder(
         checkpoint.folder,
         checkpoint.config,
         pad_to_square=pad_to_square,

@@ -1,5 +1,6 @@
 """A random model here and in `transformers`, asked the same: what each makes of it, and that both agree."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import torch
 
 from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.models.families import llava
-from sparsevlm_jax.processing import ProcessedInputs
+from sparsevlm_jax.processing import Layout, ProcessedInputs, prompt_row
 from sparsevlm_jax.runtime.batching import assemble
 from sparsevlm_jax.runtime.decode import generate
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
@@ -32,13 +33,26 @@ def shake(model: Any, seed: int) -> Any:
     return model
 
 
+def processed(
+    config: LlavaConfig, ids: Sequence[np.ndarray], pixels: np.ndarray, images_per_row: tuple[int, ...]
+) -> ProcessedInputs:
+    """Rows of token ids, image tokens among them, as a processor would give them; each image is shown once."""
+    layout = Layout.of([config.picture] * sum(images_per_row))
+    images = iter(range(sum(images_per_row)))
+    rows = [
+        prompt_row(row, row == config.image_token_id, [layout.rows_of(next(images)) for _ in range(count)])
+        for row, count in zip(ids, images_per_row, strict=True)
+    ]
+    return ProcessedInputs(rows, pixels, layout, images_per_row, tuple(range(sum(images_per_row))))
+
+
 def one_row(config: LlavaConfig, *, images: int, words: int) -> ProcessedInputs:
     """Images, then words, all random."""
     rng = np.random.default_rng(words)
     visual = np.full(images * config.tokens_per_image, config.image_token_id)
     ids = np.concatenate([[1], visual, rng.integers(5, 390, words - 1)]).astype(np.int32)
     pixels = rng.standard_normal((images, 3, config.vision.image_size, config.vision.image_size), np.float32)
-    return ProcessedInputs([ids], pixels, (images,), tuple(range(images)))
+    return processed(config, [ids], pixels, (images,))
 
 
 def last_logits(pair: Pair, rows: ProcessedInputs) -> np.ndarray:
@@ -56,7 +70,7 @@ def answer(pair: Pair, rows: ProcessedInputs, new_tokens: int) -> tuple[jax.Arra
         features = jnp.zeros((0, config.tokens_per_image, config.text.hidden_size))
         if len(pixels):
             features = llava.encode_images(params, pixels, **static)
-        inputs = PrefillInputs(ids, length, features)
+        inputs = PrefillInputs.of(ids, length, features, config.image_token_id)
         result = prefill(params, inputs, sparsity=None, bucket=batch.bucket, new_tokens=new_tokens, **static)
         tokens, _ = generate(params, result.logits, result.state, jnp.int32(new_tokens), buffer=new_tokens, **static)
         return result.logits, tokens.tokens

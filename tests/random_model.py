@@ -56,4 +56,4 @@ def batch(rows, bucket: Bucket, *, images: int = 6) -> PrefillInputs:
     features = np.full((images, STEP, CONFIG.text.hidden_size), 1e3, np.float32)
     given = np.concatenate([row.features for row in rows])
     features[: len(given)] = given
-    return PrefillInputs(jnp.array(ids), jnp.array([len(row.ids) for row in rows]), jnp.array(features))
+    return PrefillInputs.of(jnp.array(ids), jnp.array([len(row.ids) for row in rows]), jnp.array(features), IMAGE_ID)

@@ -1,11 +1,14 @@
 """Costs are the published ones where the paper gives them, and both means are told apart."""
 
-import math
+from typing import Any
 
 import pytest
 
+from sparsevlm_jax import methods
 from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.models.families import llava
 from sparsevlm_jax.report import cost as accounting
+from sparsevlm_jax.sparsify import Sizes, SparsityConfig
 
 LAYERS, DEPTH, WORDS = (2, 6, 15), 32, 118
 CONFIG = LlavaConfig.from_hf(
@@ -63,21 +66,36 @@ def test_encoder_flops_follow_the_layers_that_run():
     # CLIP ViT-L/14-336: 23 of its 24 layers on 577 tokens, 577 * (12 * 1024^2 + 2 * 577 * 1024) each; then a projector.
     layers = 23 * 577 * (12 * 1024**2 + 2 * 577 * 1024)
     patches, projector = 576 * 588 * 1024, 576 * (1024 * 4096 + 4096**2)
-    assert accounting.encoder_flops(1, CONFIG) == 2 * (layers + patches + projector)
-    assert accounting.encoder_flops(0, CONFIG) == 0
+    assert llava.encoder_flops(CONFIG, [576]) == 2 * (layers + patches + projector)
+    assert llava.encoder_flops(CONFIG, []) == 0
+
+
+SIZES = Sizes(text=30, visual=576, kept=300, candidates=83, merged=9, dim=4096, query_width=4096, key_width=1024)
 
 
 def test_stage_costs_are_the_papers_formulas():
-    cost = accounting.stage_cost(
-        2, text=30, entering=576, candidates=83, clusters=9, dim=4096, adaptive=True, first=True
-    )
+    cost = accounting.stage_cost(2, SparsityConfig.sparsevlm_v1(), SIZES, first=True)
     assert cost.raters == 2 * 30 * 576 * 4096
     assert cost.score == 30 * 576
-    assert cost.rank == 30 * 576 * 30
-    assert cost.cluster == 83 * (3 * 83 - 1) * 2 * 4096 + 83
-    assert cost.merge == 4096 * (83 - 9)
-    assert cost.total == math.fsum([cost.raters, cost.score, cost.rank, cost.cluster, cost.merge])
-    later = accounting.stage_cost(
-        6, text=30, entering=309, candidates=0, clusters=0, dim=4096, adaptive=False, first=False
-    )
-    assert (later.raters, later.rank, later.cluster, later.merge) == (0, 0, 0, 0)
+    assert cost.count == 30 * 576 * 30
+    assert cost.recycle == 83 * (3 * 83 - 1) * 2 * 4096 + 83 + 4096 * (83 - 9)
+    assert cost.total == cost.raters + cost.score + cost.count + cost.recycle
+    later = accounting.stage_cost(6, SparsityConfig.sparsevlm_plus(192), SIZES, first=False)
+    assert (later.raters, later.count, later.recycle) == (0, 0, 0)
+
+
+def test_every_part_of_a_method_counts():
+    costs: dict[str, Any] = {}
+    for name in methods.METHODS:
+        sparsity = methods.create(name, "1/3")
+        costs[name] = sparsity and accounting.stage_cost(2, sparsity, SIZES, first=True)
+    assert costs["divprune"].select == 576**2 * 4096 and costs["cdpruner"].score == 30 * 576 * 4096
+    projections = 4096 * (30 * 4096 + (30 + 576) * 1024)  # of the next layer
+    assert costs["pyramiddrop"].score == costs["sparsevlm"].score + projections
+    assert costs["sparsevlm-diverse"].recycle == costs["sparsevlm"].recycle > 0
+    dense = llava.encoder_flops(CONFIG, [576])
+    created = {name: methods.create(name, 64) for name in ("visionzip", "prumerge-plus", "resize")}
+    merging: dict[str, Any] = {name: sparsity and sparsity.merging for name, sparsity in created.items()}
+    fewer = dict.fromkeys(merging, dense - 2 * (576 - 64) * (1024 * 4096 + 4096**2))
+    for name, each in merging.items():
+        assert llava.encoder_flops(CONFIG, [576], each) == fewer[name] + 2 * each.cost(576, 64, 1024, 64)

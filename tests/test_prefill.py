@@ -24,10 +24,12 @@ from sparsevlm_jax.sparsify import (
     Attention,
     Bucket,
     Determinantal,
+    ImageContext,
     KeptTokens,
     RankScale,
     RaterScore,
     Recycle,
+    Scores,
     SparsityConfig,
     Tokens,
     TokenStream,
@@ -46,7 +48,7 @@ METHODS = {
     "paper": dataclasses.replace(SparsityConfig.paper(0.5), layers=LAYERS),
 }
 ROWS = [Row(0, 2, 1, 5), Row(1, 0, 2, 3), Row(2, 20, 0, 4), Row(3, 1, 1, 1)]
-BUCKET = Bucket(text=24, visual=2 * STEP, visual_step=STEP)
+BUCKET = Bucket(text=24, visual=2 * STEP)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_keeping_every_token_is_the_dense_model(params):
 
 @pytest.mark.slow
 def test_jit_computes_what_eager_does(params):
-    rows, bucket = ROWS[:1], Bucket(8, STEP, STEP)
+    rows, bucket = ROWS[:1], Bucket(8, STEP)
     once = SparsityConfig(budget=KeptTokens((9,)), layers=(0,))
     eager = prefill(params, batch(rows, bucket), config=CONFIG, sparsity=once, bucket=bucket, implementation="xla")
     jitted, _ = ask(params, rows, once, bucket)
@@ -115,7 +117,7 @@ rows_drawn = st.builds(Row, st.integers(0, 99), st.integers(0, 16), st.integers(
     text=st.sampled_from([24, 40]),
 )
 def test_a_batch_is_its_rows_one_by_one(params, rows, name, text):
-    together = ask(params, rows, METHODS[name], Bucket(text, 2 * STEP, STEP))
+    together = ask(params, rows, METHODS[name], Bucket(text, 2 * STEP))
     for b, row in enumerate(rows):
         assert_same_answer(together, b, ask(params, [row], METHODS[name]))
 
@@ -132,7 +134,7 @@ def test_a_long_text_without_image_beside_images(params, name):
 
 def test_a_row_in_its_tightest_bucket_is_the_same_row(params):
     row = Row(8, 3, 1, 5)
-    tight = ask(params, [row], METHODS["kept"], Bucket(8, STEP, STEP))
+    tight = ask(params, [row], METHODS["kept"], Bucket(8, STEP))
     assert_same_answer(ask(params, [row], METHODS["kept"]), 0, tight)
 
 
@@ -176,18 +178,17 @@ def llava_15(size: str, **text) -> LlavaConfig:
 
 
 def abstract_inputs(bucket: Bucket, config: LlavaConfig, dtype) -> PrefillInputs:
-    images = bucket.visual // config.tokens_per_image
     fields: Any = (
         jax.ShapeDtypeStruct((1, bucket.capacity), jnp.int32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
-        jax.ShapeDtypeStruct((images, config.tokens_per_image, config.text.hidden_size), dtype),
+        jax.ShapeDtypeStruct((1, bucket.visual, config.text.hidden_size), dtype),
     )
-    return PrefillInputs(*fields)
+    return jax.eval_shape(functools.partial(PrefillInputs.of, image_token_id=config.image_token_id), *fields)
 
 
 @pytest.mark.parametrize(("size", "tokens"), [("7B", 192), ("7B", None), ("13B", 64)])
 def test_full_size_models_trace_prefill_and_decode(size, tokens):
-    config, bucket, dtype = llava_15(size), Bucket(64, 576, 576), jnp.bfloat16
+    config, bucket, dtype = llava_15(size), Bucket(64, 576, fewest=576), jnp.bfloat16
     sparsity = SparsityConfig.sparsevlm(tokens) if tokens else None
     params, common = abstract_params(config, dtype), dict(config=config, implementation="xla")
     run = functools.partial(prefill, sparsity=sparsity, bucket=bucket, new_tokens=64, **common)
@@ -211,14 +212,15 @@ def test_full_size_models_trace_prefill_and_decode(size, tokens):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 def test_half_precision_weights_make_half_precision_products(name):
-    config, bucket, dtype = llava_15("7B", num_hidden_layers=12), Bucket(64, 576, 576), jnp.bfloat16
+    config, bucket, dtype = llava_15("7B", num_hidden_layers=12), Bucket(64, 576), jnp.bfloat16
     sparsity, params = methods.create(name, "1/3"), abstract_params(config, dtype)
-    images = dict(context=bool(sparsity and sparsity.needs_images), merging=sparsity.merging if sparsity else None)
+    images = dict(context=bool(sparsity and "tower" in sparsity.needs), merging=sparsity.merging if sparsity else None)
     common = dict(config=config, implementation="xla")
     pixels, image = jax.ShapeDtypeStruct((1, 3, 336, 336), dtype), functools.partial(encode, **common, **images)
-    inputs = abstract_inputs(bucket, config, dtype)._replace(
-        image_context=jax.eval_shape(image, params, pixels).context
-    )
+    place = {"media": jax.ShapeDtypeStruct((576,), jnp.int32), "cell": jax.ShapeDtypeStruct((576, 4), jnp.int32)}
+    encoded = jax.eval_shape(image, params, pixels)
+    context = (encoded.context or ImageContext())._replace(**place)
+    inputs = abstract_inputs(bucket, config, dtype)._replace(encoded=encoded._replace(context=context))
     run = functools.partial(prefill, sparsity=sparsity, bucket=bucket, new_tokens=1, **common)
     state = jax.eval_shape(run, params, inputs).state
     step, token = functools.partial(decode_step, **common), jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -232,7 +234,7 @@ def test_half_precision_weights_make_half_precision_products(name):
 def shapes_of_prefill(visual: int) -> list[tuple[int, ...]]:
     """Of a model of LLaVA's proportions but four narrow layers, on `visual` tokens."""
     text = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4)
-    config, bucket = llava_15("7B", **text), Bucket(64, visual, 576)
+    config, bucket = llava_15("7B", **text), Bucket(64, visual)
     options = dict(config=config, sparsity=SparsityConfig.sparsevlm("1/3"), bucket=bucket, implementation="xla")
     inputs = abstract_inputs(bucket, config, jnp.float32)
     return shapes_within(functools.partial(prefill, **options), abstract_params(config, jnp.float32), inputs)
@@ -257,7 +259,7 @@ def test_programs_for_a_gpu_lower_on_a_machine_without_one(monkeypatch, tokens):
     kernels = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{kernels}.check_cudnn_version", lambda: 91002)
     monkeypatch.setattr(f"{kernels}.check_compute_capability", lambda *_: True)
-    config, bucket, dtype = llava_15("7B", num_hidden_layers=12), Bucket(64, 576, 576), jnp.bfloat16
+    config, bucket, dtype = llava_15("7B", num_hidden_layers=12), Bucket(64, 576), jnp.bfloat16
     sparsity = SparsityConfig.sparsevlm(tokens) if tokens else None
     params, static = abstract_params(config, dtype), dict(config=config, implementation="cudnn")
     run = functools.partial(prefill, sparsity=sparsity, bucket=bucket, new_tokens=8, **static)
@@ -309,7 +311,7 @@ def feed_forward_tokens(params, sparsity):
 def test_feed_forwards_run_on_the_tokens_that_are_read(params, name):
     sparsity, depth = LEAVE_OUT[name], CONFIG.text.num_hidden_layers
     plans = {plan.layer: plan for plan in sparsity.plan(depth, BUCKET)}
-    assert not sparsity.reads_hidden and plans[0].skips
+    assert "hidden" not in sparsity.needs and plans[0].skips
     expected = [plans[layer].needed if layer in plans else 1 for layer in range(depth)]  # layers 0, and 1 or 2
     if 1 not in plans:
         expected[1] = plans[0].capacity
@@ -319,15 +321,18 @@ def test_feed_forwards_run_on_the_tokens_that_are_read(params, name):
 def test_a_method_that_compares_hidden_states_runs_them_all(params):
     diverse = dataclasses.replace(METHODS["kept"], select=Determinantal())
     capacities = [BUCKET.capacity, diverse.plan(CONFIG.text.num_hidden_layers, BUCKET)[0].capacity, 1]
-    assert diverse.reads_hidden
+    assert "hidden" in diverse.needs
     assert feed_forward_tokens(params, diverse) == capacities
 
 
-def test_a_subclass_reads_hidden_states_until_it_says_otherwise():
+def test_a_part_that_reads_what_it_does_not_ask_for_is_told(params):
     class LongestOfScored(RaterScore):
-        pass
+        def __call__(self, inputs):
+            return Scores(jnp.linalg.norm(inputs.visual_hidden, axis=2))
 
-    assert dataclasses.replace(METHODS["kept"], score=LongestOfScored()).reads_hidden
+    longest = dataclasses.replace(METHODS["kept"], score=LongestOfScored())
+    with pytest.raises(ValueError, match="reads hidden states, and its `needs` do not name 'hidden'"):
+        feed_forward_tokens(params, longest)
 
 
 def pruning(name: str, tokens: str) -> SparsityConfig:
@@ -336,7 +341,7 @@ def pruning(name: str, tokens: str) -> SparsityConfig:
     return sparsity
 
 
-ATTENTIVE = [name for name in methods.METHODS if name != "dense" and not pruning(name, "1/3").reads_hidden]
+ATTENTIVE = [name for name in methods.METHODS if name != "dense" and "hidden" not in pruning(name, "1/3").needs]
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)

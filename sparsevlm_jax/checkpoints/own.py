@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import CheckpointError, CheckpointWarning
-from ..models import LlavaConfig, UnsupportedConfig, abstract_params
+from ..models import UnsupportedConfig, abstract_params, config_from_hf, family_of
 from ..models.nn.dtypes import stored_dtype
 from ..processing import PROCESSOR_FILES
 from ..processing.files import read_pixel_config, read_template
@@ -49,7 +49,7 @@ class Marker(NamedTuple):
 def save(
     folder: str | Path,
     params: dict,
-    config: LlavaConfig,
+    config: Any,
     *,
     processor_files_from: str | Path | None = None,
     overwrite: bool = False,
@@ -84,7 +84,7 @@ def restore(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     sharding: jax.sharding.Sharding | dict | None = None,
-) -> tuple[LlavaConfig, dict]:
+) -> tuple[Any, dict]:
     """Reads a checkpoint that `save` wrote.
 
     Args:
@@ -104,7 +104,7 @@ def restore(
 
 def restore_params(
     folder: str | Path,
-    config: LlavaConfig,
+    config: Any,
     *,
     dtype: jax.typing.DTypeLike | None = None,
     sharding: jax.sharding.Sharding | dict | None = None,
@@ -125,7 +125,7 @@ def restore_params(
     return params
 
 
-def check_stored(folder: Path, config: LlavaConfig) -> Marker:
+def check_stored(folder: Path, config: Any) -> Marker:
     """What `sparsevlm.json` says, once it is known to describe the parameters of the config."""
     marker = read_marker(folder)
     _check_tensors(folder, config, marker.tensors)
@@ -170,15 +170,15 @@ def _is_stored(entry: Any) -> bool:
     return False
 
 
-def read_own_config(folder: Path) -> LlavaConfig:
+def read_own_config(folder: Path) -> Any:
     """The model of a folder whose `config.json` is in Hugging Face's form."""
     try:
-        return LlavaConfig.from_hf(read_json(folder / "config.json"))
+        return config_from_hf(read_json(folder / "config.json"))
     except UnsupportedConfig as error:
         raise UnsupportedConfig(f"{folder}: {error}") from None
 
 
-def processor_files(folder: str | Path, config: LlavaConfig) -> dict[str, bytes]:
+def processor_files(folder: str | Path, config: Any) -> dict[str, bytes]:
     """The tokenizer and processor files of a checkpoint folder: name -> content.
 
     An original LLaVA folder has a tokenizer only; what its code does with pixels and prompts is put into files here.
@@ -186,13 +186,13 @@ def processor_files(folder: str | Path, config: LlavaConfig) -> dict[str, bytes]
     folder = Path(folder)
     files = {name: (folder / name).read_bytes() for name in PROCESSOR_FILES if (folder / name).is_file()}
     if (folder / "config.json").is_file() and "mm_vision_tower" in read_json(folder / "config.json"):
-        pixels = read_pixel_config(folder, config).to_hf()
+        pixels = read_pixel_config(folder, config.image_size).to_hf()
         files.setdefault("preprocessor_config.json", json.dumps(pixels, indent=2).encode())
         files.setdefault("chat_template.jinja", read_template(folder).encode())
     return files
 
 
-def check_params(origin: object, config: LlavaConfig, leaves: Mapping[str, Any]) -> None:
+def check_params(origin: object, config: Any, leaves: Mapping[str, Any]) -> None:
     """The leaves (dotted name -> array) must be the parameters of the config, all of them, in a type that is saved.
 
     Raises:
@@ -201,9 +201,9 @@ def check_params(origin: object, config: LlavaConfig, leaves: Mapping[str, Any])
     _check_tensors(origin, config, {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in leaves.items()})
 
 
-def _check_tensors(origin: object, config: LlavaConfig, tensors: dict[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_tensors(origin: object, config: Any, tensors: dict[str, tuple[tuple[int, ...], str]]) -> None:
     """The tensors must be those of the config, no more and no fewer."""
-    layers = config.text.num_hidden_layers + config.vision.num_hidden_layers
+    layers = sum(getattr(part, "num_hidden_layers", 0) for _, part in family_of(config).modules(config).values())
     if layers > len(tensors):  # before a tree of that many layers is built
         raise CheckpointError(f"{origin}: {len(tensors)} parameters are too few for {layers} layers")
     expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config, jnp.float32)).items()}

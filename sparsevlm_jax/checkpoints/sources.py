@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 
 from ..errors import CheckpointError, CheckpointWarning
-from ..models import LlavaConfig
+from ..models import family_of
 from ..models.nn.dtypes import stored_dtype
-from ..processing import PROCESSOR_FILES, Processor
+from ..processing import PROCESSOR_FILES
 from .atomic import check_target
 from .integrity import compare_files
 from .own import FORMAT, PARAMS, check_stored, is_converted, read_marker, read_own_config, restore_params, save
@@ -32,7 +32,7 @@ _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 class Checkpoint(NamedTuple):
     """A model in memory, and the folder its tokenizer and processor files lie in."""
 
-    config: LlavaConfig
+    config: Any
     params: dict
     folder: Path
 
@@ -46,7 +46,7 @@ class CheckpointInfo(NamedTuple):
     parameters: int  # in the files; an original checkpoint may lack its vision tower
     bytes: int
     dtypes: dict[str, int]  # dtype -> number of parameters of it
-    config: LlavaConfig
+    config: Any
 
 
 def resolve_source(name_or_path: str | Path) -> Path:
@@ -208,12 +208,12 @@ def verify_checkpoint(name_or_path: str | Path, *, vision_tower: str | Path | No
         from ..convert import match_params, settle_head
 
         match_params(folder, settle_head(folder, opened.config), vision_tower=opened.tower)
-    Processor.from_folder(folder, opened.config)
+    family_of(opened.config).processor.from_folder(folder, opened.config)
     return Verification(folder, converted, 0, 0)
 
 
 def _info(
-    folder: Path, kind: str, layout: str, tensors: list[tuple[tuple[int, ...], str]], config: LlavaConfig
+    folder: Path, kind: str, layout: str, tensors: list[tuple[tuple[int, ...], str]], config: Any
 ) -> CheckpointInfo:
     dtypes: Counter[str] = Counter()
     for shape, dtype in tensors:
@@ -226,7 +226,7 @@ class _Opened(NamedTuple):
     """A checkpoint of which no weight has been read; `tower` is the folder of its vision tower, if that is another."""
 
     folder: Path
-    config: LlavaConfig
+    config: Any
     tower: Path | None
 
 
@@ -255,7 +255,7 @@ def _load_to_write(folder: Path, dtype: jax.typing.DTypeLike | None, vision_towe
     """Loads into host memory, once it is known that what is written will have a processor that works."""
     opened = _open(folder, vision_tower)
     try:
-        Processor.from_folder(folder, opened.config)
+        family_of(opened.config).processor.from_folder(folder, opened.config)
     except ValueError as error:
         raise CheckpointError(f"{folder} would be of no use once written, its processor fails: {error}") from error
     return _load(opened, dtype, _host())

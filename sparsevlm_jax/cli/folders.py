@@ -100,14 +100,11 @@ def run_info(args: argparse.Namespace) -> None:
 
 
 def _describe(info: "CheckpointInfo") -> Iterator[str]:
-    config, vision, text = info.config, info.config.vision, info.config.text
+    text = info.config.text
     dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in info.dtypes.items())
     yield f"{info.folder}: {info.kind} checkpoint, names of layout {info.layout}"
     yield f"parameters      {info.parameters:,} ({dtypes}; {info.bytes / 1e9:.3g} GB)"
-    yield (
-        f"vision tower    {vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} pixels "
-        f"in patches of {vision.patch_size}: {config.tokens_per_image} tokens an image"
-    )
+    yield f"vision tower    {info.config.describe_vision()}"
     yield (
         f"language model  {text.num_hidden_layers} layers of {text.hidden_size}, {text.num_attention_heads} heads "
         f"({text.num_key_value_heads} of keys), {text.vocab_size:,} words, {text.max_position_embeddings:,} positions"

@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ..models.decoders.llama import LlamaConfig
-from ..models.families.llava import LlavaConfig, encode_images, language_model, modules
+from ..models.families.family import language_model
+from ..models.families.llava import LlavaConfig, encode_images, modules
 from ..models.nn.params import init
 from . import packing, pixels, tokenizer, tower, world
 from .packing import PREFIX_IDS, Segments

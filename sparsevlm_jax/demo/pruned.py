@@ -11,7 +11,8 @@ B batch · G segments · Q tokens of a segment · V visual tokens · R rows, B*G
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..models.families.llava import LlavaConfig, encode_images, language_model
+from ..models.families.family import language_model
+from ..models.families.llava import LlavaConfig, encode_images
 from ..runtime.prefill import PrefillInputs, segments, start
 from ..runtime.segment import Stage, run_segment
 from ..sparsify import Bucket, SparsityConfig, TokenStream, apply
@@ -27,7 +28,7 @@ def logits(params: dict, data: Batch, whole: LlavaConfig, sparsity: SparsityConf
         ValueError: the budget or its layers do not fit the model.
     """
     visual = whole.tokens_per_image
-    bucket = Bucket(len(PREFIX_IDS) + SEGMENT, visual, visual)
+    bucket = Bucket(len(PREFIX_IDS) + SEGMENT, visual)
     lm = language_model(params, whole)
     own = jnp.asarray(data.segments.ids).reshape(-1, SEGMENT)
     before = jnp.array([*PREFIX_IDS, *[tokenizer.IMAGE] * visual])
@@ -36,8 +37,8 @@ def logits(params: dict, data: Batch, whole: LlavaConfig, sparsity: SparsityConf
     features = jnp.repeat(features, data.segments.ids.shape[1], axis=0)
     asked = jnp.argmax(own == tokenizer.ASSISTANT, axis=1) + 1
     used = jnp.sum(own != tokenizer.PAD, axis=1)
-    prompt = PrefillInputs(ids, len(before) + asked, features)
-    stream, _ = start(lm, prompt, config=whole, sparsity=sparsity, bucket=bucket)
+    prompt = PrefillInputs.of(ids, len(before) + asked, features, tokenizer.IMAGE)
+    stream, _ = start(lm, prompt, sparsity=sparsity, bucket=bucket)
     stream = stream._replace(length=len(before) + used)
     total = jnp.full(len(own), visual)
     for layers, plan in segments(whole.text.num_hidden_layers, sparsity, bucket):

@@ -16,14 +16,16 @@ from ..sparsify import (
     Geometric,
     Geometry,
     KeptTokens,
-    Rest,
+    Recycler,
     Scores,
+    Sizes,
     SparsityConfig,
     StageInputs,
     Tokens,
     cosine_similarity,
     greedy,
     in_turn,
+    needing,
     parse_budget,
 )
 from .registry import TokenBudget, method
@@ -37,13 +39,13 @@ class PivotSimilarity:
 
     image: int = 4
     text: int = 4
-    needs_attention = True
+    needs = needing("raters", "attention", "hidden")
 
     def __post_init__(self):
         settle(self, image=whole(1), text=whole(0))
 
-    def macs(self, text, visual, dim):
-        return visual * (self.image + self.text) * dim
+    def cost(self, sizes: Sizes) -> int:
+        return sizes.visual * (self.image + self.text) * sizes.dim
 
     def __call__(self, inputs: StageInputs) -> Scores:
         assert inputs.attention is not None  # the config has refused a stage before layer 0
@@ -77,9 +79,13 @@ class LeastDuplicated:
     +inf for no pivot."""
 
     image: int = 4
+    needs = needing()
 
     def __post_init__(self):
         settle(self, image=whole(1))
+
+    def cost(self, sizes: Sizes) -> int:
+        return 0
 
     def __call__(self, scores, features, is_valid, count, *, capacity):
         is_pivot = jnp.isfinite(features[:, 0])  # the first token of a row that has any is real
@@ -108,17 +114,15 @@ class WholeParts:
     pivots: int = 8
 
     def __post_init__(self):
-        settle(self, budget=part("a Budget", "table", "number"), image=whole(1), pivots=whole(1))
+        settle(self, budget=part("a FixedBudget", "table", "number"), image=whole(1), pivots=whole(1))
 
     def number(self, images: int) -> int | None:
         """How many tokens it asks of a row; None for a share."""
         return self.budget.number(images)
 
-    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
-        counts = self.budget.table(geometry, rest)
+    def table(self, geometry: Geometry, recycle: Recycler | None) -> np.ndarray:
+        counts = self.budget.table(geometry, recycle)
         return np.minimum(self.image + counts // self.pivots * self.pivots, geometry.row_counts)
-
-    bound, count = Tokens.bound, Tokens.count
 
 
 Count = Literal["exact", "published"]

@@ -12,9 +12,11 @@ from ..sparsify import (
     Geometric,
     MaxMin,
     Scores,
+    Sizes,
     SparsityConfig,
     StageInputs,
     cosine_similarity,
+    needing,
     parse_budget,
 )
 from .registry import TokenBudget, method
@@ -26,9 +28,9 @@ _EPSILON = 1e-6
 class NoScore:
     """All tokens alike; the selector decides."""
 
-    needs_attention = False
+    needs = needing()
 
-    def macs(self, text, visual, dim):
+    def cost(self, sizes: Sizes) -> int:
         return 0
 
     def __call__(self, inputs: StageInputs) -> Scores:
@@ -39,10 +41,10 @@ class NoScore:
 class QuestionSimilarity:
     """Mean cosine of a token to the raters' hidden states, scaled to (0, 1] over the row; 1 where all are equal."""
 
-    needs_attention = False
+    needs = needing("raters", "hidden")
 
-    def macs(self, text, visual, dim):
-        return text * visual * dim
+    def cost(self, sizes: Sizes) -> int:
+        return sizes.text * sizes.visual * sizes.dim
 
     def __call__(self, inputs: StageInputs) -> Scores:
         cosine = cosine_similarity(inputs.visual_hidden, inputs.rater_hidden)

@@ -16,12 +16,17 @@ from ..sparsify import (
     Geometric,
     MergedTokens,
     PerImage,
+    Scorer,
     Scores,
+    Selector,
+    Sizes,
     SparsityConfig,
+    Spread,
     StageInputs,
+    TopK,
     TowerOutput,
+    needing,
     parse_budget,
-    spread_rank,
 )
 from .registry import TokenBudget, method
 from .tower import in_the_tower
@@ -32,12 +37,12 @@ class RandomScore:
     """A number per visual token, drawn from the seed and the token's place alone: the same in every row and batch."""
 
     seed: int = 0
-    needs_attention = False
+    needs = needing()
 
     def __post_init__(self):
         settle(self, seed=whole(0, LARGEST_SEED))
 
-    def macs(self, text, visual, dim):
+    def cost(self, sizes: Sizes) -> int:
         return 0
 
     def __call__(self, inputs: StageInputs) -> Scores:
@@ -49,30 +54,31 @@ class RandomScore:
 
 
 @dataclass(frozen=True)
-class SpreadScore:
-    """Tokens in an order that covers each image evenly (see `spread_rank`), images taking turns."""
+class CellPlaces:
+    """All tokens alike; features are the picture, grid, time, row and column of each, for `Spread`."""
 
-    needs_attention = False
+    needs = needing("cells")
 
-    def macs(self, text, visual, dim):
+    def cost(self, sizes: Sizes) -> int:
         return 0
 
     def __call__(self, inputs: StageInputs) -> Scores:
-        step = inputs.visual_step
-        rank = spread_rank(step)[np.arange(inputs.is_visual.shape[1]) % step]
-        return Scores(jnp.broadcast_to(-rank.astype(np.float32), inputs.is_visual.shape))
+        images = inputs.known_images()
+        assert images.media is not None and images.cell is not None
+        features = jnp.concatenate([images.media[..., None], images.cell], axis=-1)
+        return Scores(jnp.zeros(inputs.is_visual.shape), features=features.astype(jnp.float32))
 
 
 @method
 def random(tokens: TokenBudget = 192, *, seed: int = 0) -> SparsityConfig:
     """A random choice before the language model, the same for the same seed."""
-    return _before(tokens, RandomScore(seed), "random")
+    return _before(tokens, RandomScore(seed), TopK(), "random")
 
 
 @method
 def uniform(tokens: TokenBudget = 192) -> SparsityConfig:
     """Tokens spread evenly over the image, before the language model."""
-    return _before(tokens, SpreadScore(), "uniform")
+    return _before(tokens, CellPlaces(), Spread(), "uniform")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class CellMeans:
     """The mean of the tower's features over each cell of a coarser grid; the class token plays no part."""
 
     budget: PerImage
-    needs_class_token = False
+    needs = needing()
 
     def __post_init__(self):
         settle(self, budget=instance(PerImage, "a PerImage"))
@@ -100,6 +106,9 @@ class CellMeans:
             size=jnp.broadcast_to(np.float32(size), (images, count)),
             origin=jnp.broadcast_to(tower.first_patch + place, (images, count)),
         )
+
+    def cost(self, patches: int, count: int, dim: int, head_dim: int) -> int:
+        return patches * count * dim
 
 
 def cells(side: int, count: int) -> tuple[Float64[np.ndarray, "K V"], Int64[np.ndarray, " K"]]:
@@ -136,6 +145,6 @@ def resize(tokens: TokenBudget = 192) -> SparsityConfig:
     return in_the_tower("resize", budget, CellMeans(budget), reorder=False)
 
 
-def _before(tokens: TokenBudget, score: RandomScore | SpreadScore, name: str) -> SparsityConfig:
+def _before(tokens: TokenBudget, score: Scorer, select: Selector, name: str) -> SparsityConfig:
     budget = parse_budget(tokens, Geometric())
-    return SparsityConfig(budget=budget, layers=(-1,), score=score, recycle=None, name=name)
+    return SparsityConfig(budget=budget, layers=(-1,), score=score, select=select, recycle=None, name=name)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..checks import instance, settle, whole
-from ..sparsify import MergedTokens, PerImage, SparsityConfig, TowerOutput, cosine_similarity
+from ..sparsify import MergedTokens, PerImage, SparsityConfig, TowerOutput, cosine_similarity, needing
 from .registry import TokenBudget, method
 from .tower import in_the_tower
 
@@ -28,6 +28,7 @@ class OutliersAndGrid:
 
     budget: PerImage
     neighbours: int = 32
+    needs = needing("class_token")
 
     def __post_init__(self):
         settle(self, budget=instance(PerImage, "a PerImage"), neighbours=whole(1))
@@ -59,6 +60,9 @@ class OutliersAndGrid:
             size=jnp.concatenate([jnp.ones(kept.shape), is_dropped.sum(axis=1, keepdims=True)], axis=1),
             origin=1 + jnp.concatenate([kept, last], axis=1),
         )
+
+    def cost(self, patches: int, count: int, dim: int, head_dim: int) -> int:
+        return patches * dim + patches * patches * dim + patches * count * dim
 
 
 _HIGHEST = jax.lax.Precision.HIGHEST

@@ -17,8 +17,10 @@ from ..sparsify import (
     Recycle,
     Scores,
     Shrinking,
+    Sizes,
     SparsityConfig,
     StageInputs,
+    needing,
     parse_budget,
 )
 from .diversity import QuestionSimilarity
@@ -29,10 +31,10 @@ from .registry import TokenBudget, method
 class SimilarityThenAttention:
     """The cosine to the question before layer 0, where nothing has attended to anything yet; then raters' attention."""
 
-    needs_attention = False
+    needs = needing("raters", "hidden")
 
-    def macs(self, text, visual, dim):
-        return text * visual * dim
+    def cost(self, sizes: Sizes) -> int:
+        return QuestionSimilarity().cost(sizes)
 
     def __call__(self, inputs: StageInputs) -> Scores:
         return QuestionSimilarity()(inputs) if inputs.attention is None else RaterScore()(inputs)

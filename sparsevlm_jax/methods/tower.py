@@ -5,19 +5,19 @@ B batch · V visual tokens
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from ..checks import flag, settle
-from ..sparsify import ImageContext, PerImage, Scores, SparsityConfig, StageInputs, TowerMerging, TowerReduction
-
-
-def tower_of(inputs: StageInputs) -> ImageContext:
-    """The stage's tower context.
-
-    Raises:
-        ValueError: the caller encoded the images without it.
-    """
-    if inputs.images is None:
-        raise ValueError("this method scores by the vision tower: pass the context of `encode` to the prefill")
-    return inputs.images
+from ..sparsify import (
+    PerImage,
+    Scores,
+    Sizes,
+    SparsityConfig,
+    StageInputs,
+    TowerMerging,
+    TowerReduction,
+    needing,
+)
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Present:
     """
 
     reorder: bool = True
-    needs_attention = False
-    needs_images = True
+    needs = needing("tower", "cells")
 
     def __post_init__(self):
         settle(self, reorder=flag)
 
-    def macs(self, text, visual, dim):
+    def cost(self, sizes: Sizes) -> int:
         return 0
 
     def __call__(self, inputs: StageInputs) -> Scores:
-        tower = tower_of(inputs)
-        assert tower.size is not None
-        return Scores(tower.size, order=tower.order if self.reorder else None)
+        images = inputs.known_images()
+        assert images.size is not None and images.order is not None and images.media is not None
+        order = images.media * jnp.int32(images.order.shape[1]) + images.order  # picture after picture
+        return Scores(jnp.where(inputs.is_visual, images.size, 0), order=order if self.reorder else None)
 
 
 def in_the_tower(
@@ -49,4 +49,6 @@ def in_the_tower(
 ) -> SparsityConfig:
     """A method whose tokens are made by the tower: the one stage drops the places that are left empty."""
     score = Present(reorder)
-    return SparsityConfig(budget=budget, layers=(-1,), score=score, recycle=None, merging=merging, name=name)
+    return SparsityConfig(
+        budget=budget, layers=(-1,), score=score, recycle=None, merging=merging, adaptive="padded", name=name
+    )

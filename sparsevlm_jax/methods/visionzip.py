@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..checks import instance, settle, whole
-from ..sparsify import MergedTokens, PerImage, SparsityConfig, TowerOutput, cosine_similarity
+from ..sparsify import MergedTokens, PerImage, SparsityConfig, TowerOutput, cosine_similarity, needing
 from .registry import TokenBudget, method
 from .tower import in_the_tower
 
@@ -26,6 +26,7 @@ class DominantAndContextual:
     budget: PerImage
     dominant: int = 54
     contextual: int = 10
+    needs = needing("class_token")
 
     def __post_init__(self):
         settle(self, budget=instance(PerImage, "a PerImage"), dominant=whole(1), contextual=whole(0))
@@ -41,6 +42,11 @@ class DominantAndContextual:
 
     def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
         return self.choose(tower.hidden, class_attention(tower), tower.k.astype(jnp.float32).mean(axis=2), count)
+
+    def cost(self, patches: int, count: int, dim: int, head_dim: int) -> int:
+        dominant, contextual = self.split(count)
+        joining = patches - (dominant - 1) - contextual
+        return patches * dim + joining * contextual * (head_dim + dim)
 
     def choose(
         self, hidden: Float[Array, "I T D"], attention: Float[Array, "I T"], metric: Float[Array, "I T H"], count: int

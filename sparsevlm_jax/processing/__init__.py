@@ -2,6 +2,7 @@
 
 from .files import PROCESSOR_FILES
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, open_image
+from .layout import Layout, Picture, PromptRow, prompt_row, square_picture
 from .pixels import PixelConfig, center_crop, pad_to_square, preprocess
 from .processor import ProcessedInputs, Processor
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1, Message, Prompt, PromptError, read_prompt, render
@@ -15,16 +16,21 @@ __all__ = [
     "VICUNA_V1",
     "ImageError",
     "ImageSource",
+    "Layout",
     "Message",
+    "Picture",
     "PixelConfig",
     "ProcessedInputs",
     "Processor",
     "Prompt",
     "PromptError",
+    "PromptRow",
     "center_crop",
     "open_image",
     "pad_to_square",
     "preprocess",
+    "prompt_row",
     "read_prompt",
     "render",
+    "square_picture",
 ]

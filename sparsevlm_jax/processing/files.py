@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..checkpoints.jsonfile import optional_json, read_json
 from ..errors import CheckpointError
-from ..models.families.llava import LlavaConfig
 from .pixels import PixelConfig
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1
 from .templates import check_template, find_template
@@ -23,8 +22,9 @@ PROCESSOR_FILES = (
 )
 
 
-def read_pixel_config(folder: Path, config: LlavaConfig) -> PixelConfig:
-    """Preprocessing as the folder's files say; an original LLaVA folder has none, and pads to a square.
+def read_pixel_config(folder: Path, image_size: int) -> PixelConfig:
+    """Preprocessing as the folder's files say; an original LLaVA folder has none, and pads to a square of `image_size`
+    pixels.
 
     Raises:
         CheckpointError: no file says.
@@ -39,7 +39,7 @@ def read_pixel_config(folder: Path, config: LlavaConfig) -> PixelConfig:
         return PixelConfig.from_hf(read_json(folder / "preprocessor_config.json"))
     original = optional_json(folder / "config.json")
     if "mm_vision_tower" in original:
-        return PixelConfig.square(config.vision.image_size, do_pad=original.get("image_aspect_ratio") == "pad")
+        return PixelConfig.square(image_size, do_pad=original.get("image_aspect_ratio") == "pad")
     raise CheckpointError(
         f"{folder} has no preprocessor_config.json, and no processor_config.json with image_processor"
     )

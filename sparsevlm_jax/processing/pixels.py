@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ..models.nn.hf_config import ConfigReader
+from ..hf.reader import ConfigReader
 from .images import MAX_PIXELS, ImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

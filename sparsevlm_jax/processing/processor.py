@@ -1,9 +1,12 @@
-"""The processor of a LLaVA checkpoint: prompts and pictures in, token ids and pixel values out, and ids back into text.
+"""The processor of a checkpoint: prompts and pictures in, token ids and pixel values out, and ids back into text.
 
-Ids equal those of Hugging Face's `LlavaProcessor` and pixels those of its PIL image processor. Nothing
-here needs torch, and a plain tokenizer no `transformers`. Nothing is padded: rows have their own lengths.
+`Processor` is LLaVA's: every picture becomes a square of pixels and the same number of tokens. Ids equal those of
+Hugging Face's `LlavaProcessor` and pixels those of its PIL image processor. A family with pictures of another kind
+says in a subclass how they are prepared, what a mark expands to and which positions tokens have.
 
-Dims: I images of all rows together, H height, W width.
+Nothing here needs torch, and a plain tokenizer no `transformers`. Nothing is padded: rows have their own lengths.
+
+Dims: I images of all rows together, H height, W width, L tokens of a row, A position axes.
 """
 
 import dataclasses
@@ -11,16 +14,16 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 
 from ..errors import short
-from ..models.families.llava import LlavaConfig
 from .files import read_pixel_config, read_template
 from .generation_config import read_generation_config
 from .images import MAX_PIXELS, ImageSource, open_image
+from .layout import Layout, Picture, PromptRow, prompt_row
 from .pixels import PixelConfig, preprocess
 from .prompts import IMAGE_MARK, LLAVA_1_5, Prompt, PromptError, read_prompt, read_raw, render
 from .tokenizer import TextTokenizer, read_tokenizer
@@ -29,14 +32,46 @@ from .tokenizer import TextTokenizer, read_tokenizer
 class ProcessedInputs(NamedTuple):
     """A batch before padding. Row i owns the next `images_per_row[i]` of the marks.
 
-    `input_ids`: one int32 array per row, each image mark expanded to `tokens_per_image` times the image token's id.
+    `pixel_values`: what the family's `encode` takes; arrays with an entry for each image.
+    `layout`: where the visual tokens are that it makes of them.
     `image_of_mark`: which of the images each mark shows; an object that was given for several marks is one image.
     """
 
-    input_ids: list[Int32[np.ndarray, " L"]]
-    pixel_values: Float[np.ndarray, "I 3 H W"]
+    rows: list[PromptRow]
+    pixel_values: Any
+    layout: Layout
     images_per_row: tuple[int, ...]
     image_of_mark: tuple[int, ...]
+
+    @property
+    def input_ids(self) -> list[Int32[np.ndarray, " L"]]:
+        """Each row's, with each image mark expanded to as many ids as the image has tokens."""
+        return [row.input_ids for row in self.rows]
+
+    def images_of(self, row: int) -> tuple[int, ...]:
+        """The images that a row's marks show."""
+        first = sum(self.images_per_row[:row])
+        return self.image_of_mark[first : first + self.images_per_row[row]]
+
+
+class Prepared(NamedTuple):
+    """Images as `encode` takes them, and where the visual tokens of each are."""
+
+    pixel_values: Any
+    pictures: list[Picture]
+
+
+class ImageModel(Protocol):
+    """What the processor asks of a model's config."""
+
+    @property
+    def image_token_id(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def picture(self) -> Picture: ...
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
 
 
 class Processor:
@@ -44,7 +79,8 @@ class Processor:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        config: the model's, which fixes the image token's id, tokens per image and the tower's image size.
+        config: the model's, an `ImageModel`, which fixes the image token's id, where the tokens of a picture are and
+            the tower's image size.
         pixels: preprocessing of pictures.
         template: Jinja chat template.
         eos_token_ids: ids that end an answer; default: the model config's.
@@ -58,7 +94,7 @@ class Processor:
     def __init__(
         self,
         tokenizer: TextTokenizer,
-        config: LlavaConfig,
+        config: Any,
         *,
         pixels: PixelConfig,
         template: str = LLAVA_1_5,
@@ -66,10 +102,11 @@ class Processor:
         allow_http: bool = False,
         max_pixels: int = MAX_PIXELS,
     ):
-        self.tokenizer, self.config, self.pixels, self.template = tokenizer, config, pixels, template
+        self.config: ImageModel = config
+        self.tokenizer, self.pixels, self.template = tokenizer, pixels, template
         self.allow_http, self.max_pixels = allow_http, max_pixels
         self.eos_token_ids = config.eos_token_ids if eos_token_ids is None else eos_token_ids
-        edge = config.vision.image_size
+        edge = config.image_size
         if pixels.output_size != (edge, edge):
             raise ValueError(f"the vision tower sees {edge} x {edge} pixels, preprocessing gives {pixels.output_size}")
         self._knows_mark = IMAGE_MARK in tokenizer.get_vocab()
@@ -81,12 +118,12 @@ class Processor:
     def from_folder(
         cls,
         folder: str | os.PathLike[str],
-        config: LlavaConfig,
+        config: Any,
         *,
         pad_to_square: bool | None = None,
         allow_http: bool = False,
         max_pixels: int = MAX_PIXELS,
-    ) -> "Processor":
+    ) -> Self:
         """Read the processor files of a checkpoint folder (`files.PROCESSOR_FILES`), of any transformers since 4.36.
 
         Args:
@@ -99,7 +136,7 @@ class Processor:
             ValueError: a setting that is not implemented, by name.
         """
         folder = Path(folder)
-        pixels = read_pixel_config(folder, config)
+        pixels = read_pixel_config(folder, config.image_size)
         if pad_to_square is not None:
             pixels = dataclasses.replace(pixels, do_pad=pad_to_square)
         tokenizer = read_tokenizer(folder)
@@ -144,21 +181,63 @@ class Processor:
         rows = [self._read_row(prompt, row, raw) for prompt, row in zip(prompts, images, strict=True)]
         of_marks = [image for _, row in rows for image in row]
         distinct = {id(image): image for image in of_marks}
+        number = {key: index for index, key in enumerate(distinct)}
+        image_of_mark = tuple(number[id(image)] for image in of_marks)
+        prepared = self.prepare(list(distinct.values()))
+        layout = Layout.of(prepared.pictures)
+        tokens = [layout.rows_of(picture) for picture in range(len(distinct))]
+        marks = iter(image_of_mark)
+        processed = []
+        for text, row in rows:
+            shown = [next(marks) for _ in row]
+            ids, is_visual = self._expand(text, [prepared.pictures[image] for image in shown])
+            prompt = prompt_row(ids, is_visual, [tokens[image] for image in shown])
+            processed.append(self.place(prompt, layout))
         return ProcessedInputs(
-            input_ids=[self.encode(text) for text, _ in rows],
-            pixel_values=self.encode_images(list(distinct.values())),
+            rows=processed,
+            pixel_values=prepared.pixel_values,
+            layout=layout,
             images_per_row=tuple(len(row) for _, row in rows),
-            image_of_mark=tuple(list(distinct).index(id(image)) for image in of_marks),
+            image_of_mark=image_of_mark,
         )
 
-    def encode(self, text: str) -> Int32[np.ndarray, " L"]:
-        """Token ids of a rendered prompt, each image mark expanded.
+    def prepare(self, images: Sequence[ImageSource]) -> Prepared:
+        """Pixels of images, and where the visual tokens of each are. Of a family's own."""
+        return Prepared(self.encode_images(images), [self.config.picture] * len(images))
+
+    def expand(self, picture: Picture) -> tuple[Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+        """The ids that a picture's mark becomes, and which of them are its visual tokens. Of a family's own."""
+        count = len(picture.cell)
+        return np.full(count, self.config.image_token_id, np.int32), np.ones(count, bool)
+
+    def place(self, row: PromptRow, layout: Layout) -> PromptRow:
+        """A row with the positions of the family, and its words that may rate. Of a family's own; here as it is."""
+        return row
+
+    def encode(self, text: str, pictures: Sequence[Picture] | None = None) -> Int32[np.ndarray, " L"]:
+        """Token ids of a rendered prompt, each image mark expanded to a picture's tokens.
 
         A BOS is there if the tokenizer adds one or the text begins with it, and never for both reasons: so does the
         chat template of Hugging Face's processors.
+
+        Args:
+            pictures: of the marks; None: as many as there are, each of which the model's tower sees whole.
         """
-        array = np.array(self._tokenize(text), np.int32)
-        return np.repeat(array, np.where(array == self.config.image_token_id, self.config.tokens_per_image, 1))
+        return self._expand(text, pictures)[0]
+
+    def _expand(
+        self, text: str, pictures: Sequence[Picture] | None
+    ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
+        ids = np.array(self._tokenize(text), np.int32)
+        (marks,) = np.nonzero(ids == self.config.image_token_id)
+        pictures = [self.config.picture] * len(marks) if pictures is None else pictures
+        parts, start = [], 0
+        for mark, picture in zip(marks, pictures, strict=True):
+            parts += [(ids[start:mark], np.zeros(mark - start, bool)), self.expand(picture)]
+            start = mark + 1
+        parts.append((ids[start:], np.zeros(len(ids) - start, bool)))
+        expanded, is_visual = zip(*parts, strict=True)
+        return np.concatenate(expanded), np.concatenate(is_visual)
 
     def encode_images(self, images: Sequence[ImageSource]) -> Float[np.ndarray, "I 3 H W"]:
         """Pixel values of images, [I, 3, H, W] float32; of none, an array with I = 0."""

@@ -12,28 +12,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..models.decoders.llama import LlamaConfig
-from ..models.families.llava import LlavaConfig
-from ..models.towers.vision_transformer import VisionConfig
-from ..sparsify import TowerMerging, TowerReduction
+from ..models.families.family import ModelConfig, family_of
+from ..sparsify import AdaptiveBudget, Sizes, SparsityConfig, TowerMerging, TowerReduction
 from . import comparison
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage's operations, in multiply-accumulates: by the paper's formulas (sections 3.1 to 3.4), or, for a part of
-    a method that the paper does not have, by that part's own count (its `macs`, 0 without)."""
+    """One stage's operations, in multiply-accumulates, by what each part of the method says it costs (for SparseVLM's
+    the paper's formulas, sections 3.1 to 3.4): choosing raters, once; scores; the count, where it depends on the
+    picture; selection; recycling."""
 
     layer: int
     raters: int
     score: int
-    rank: int
-    cluster: int
-    merge: int
-    select: int = 0
+    count: int
+    select: int
+    recycle: int
 
     @property
     def total(self) -> int:
-        return self.raters + self.score + self.rank + self.cluster + self.merge + self.select
+        return self.raters + self.score + self.count + self.select + self.recycle
 
 
 @dataclass(frozen=True)
@@ -129,62 +128,22 @@ def layer_flops(n: int, config: LlamaConfig, *, feed_forward: int) -> int:
     return 2 * (n * d * (2 * query + 2 * key) + 2 * n * n * query + 3 * feed_forward * d * m)
 
 
-def encoder_flops(images: int, config: LlavaConfig, merging: TowerMerging | TowerReduction | None = None) -> int:
-    """Exact matmul FLOPs of the layers of the tower that run, and of the projector; with `merging`, over the tokens
-    that are left, the matching included."""
-    vision, width = config.vision, config.text.hidden_size
-    entering = n = vision.num_patches + vision.class_tokens
-    visual = config.tokens_per_image
-    counts = (n,) * config.tower_layers
-    if merging and not isinstance(merging, TowerReduction):
-        counts = merging.schedule(n, config.tower_layers, visual)
-    tower = vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
-    for leaving in counts:
-        tower += _vision_layer(vision, n, leaving)
-        n = leaving
-    projected = visual - (entering - n)
-    if isinstance(merging, TowerReduction):
-        projected = merging.count(visual)
-    projector = projected * (config.feature_size * width + width * width)
-    return 2 * images * (tower + projector)
-
-
-def _vision_layer(config: VisionConfig, n: int, leaving: int) -> int:
-    """Attention over n tokens, of which `leaving` go through the MLP; between the two, half of them are matched to the
-    other half on keys of one head's width."""
-    d, m = config.hidden_size, config.intermediate_size
-    matching = (n // 2) * (n - n // 2) * config.head_dim if leaving < n else 0
-    return 4 * n * d * d + 2 * n * n * d + 2 * leaving * d * m + matching
-
-
 def kv_bytes(tokens: Sequence[int], config: LlamaConfig, itemsize: int) -> int:
     """Keys and values of `tokens` in each layer."""
     return sum(tokens) * 2 * config.num_key_value_heads * config.head_dim * itemsize
 
 
-def stage_cost(
-    layer: int,
-    *,
-    text: int,
-    entering: int,
-    candidates: int,
-    clusters: int,
-    dim: int,
-    adaptive: bool,
-    first: bool,
-    score: int | None = None,
-    select: int = 0,
-) -> StageCost:
-    """`score` and `select` where a method has its own; else the paper's complexities: raters 2 L_t L_v D (once), score
-    L_t L_v, rank L_t L_v min(L_t, L_v), clustering L_r (3 L_r - 1) 2 D + L_r, merging D (L_r - C)."""
+def stage_cost(layer: int, method: SparsityConfig, sizes: Sizes, *, first: bool) -> StageCost:
+    """What one row's stage of `sizes` costs. Raters are chosen at the `first` one, if they are: where the rule looks at
+    relevance and a part asks for them, for the paper's 2 L_t L_v D."""
+    are_chosen = first and "raters" in method.needs and method.raters in ("greater", "greater_equal")
     return StageCost(
         layer=layer,
-        raters=2 * text * entering * dim if first and score is None else 0,
-        score=text * entering if score is None else score,
-        rank=text * entering * min(text, entering) if adaptive else 0,
-        cluster=candidates * (3 * candidates - 1) * 2 * dim + candidates if candidates else 0,
-        merge=dim * (candidates - clusters) if candidates else 0,
-        select=select,
+        raters=2 * sizes.text * sizes.visual * sizes.dim if are_chosen else 0,
+        score=method.score.cost(sizes),
+        count=method.budget.cost(sizes) if isinstance(method.budget, AdaptiveBudget) else 0,
+        select=method.select.cost(sizes),
+        recycle=method.recycle.cost(sizes) if method.recycle else 0,
     )
 
 
@@ -196,8 +155,8 @@ def mean_after_layers(entering: Sequence[int], last_leaving: int) -> float:
 def report(
     *,
     method: str,
-    config: LlavaConfig,
-    images: int,
+    config: ModelConfig,
+    pictures: Sequence[int],
     text_tokens: int,
     layers: Sequence[int],
     leaving: Sequence[int],
@@ -208,10 +167,10 @@ def report(
     merging: TowerMerging | TowerReduction | None = None,
     feed_forward: Mapping[int, int] | None = None,
 ) -> Report:
-    """Everything `Report` says of one row, from the visual tokens `leaving` the pruning `layers`. `feed_forward` is as
-    in `decoder_flops`."""
-    text = config.text
-    total = images * config.tokens_per_image
+    """Everything `Report` says of one row with `pictures` of so many visual tokens, from those `leaving` the pruning
+    `layers`. `feed_forward` is as in `decoder_flops`."""
+    text, encoder_flops = config.text, family_of(config).encoder_flops
+    total = sum(pictures)
     entering = tokens_entering(total, layers, leaving, text.num_hidden_layers)
     sparse, dense = [v + text_tokens for v in entering], [total + text_tokens] * text.num_hidden_layers
     return Report(
@@ -223,8 +182,8 @@ def report(
         overflow=tuple(overflow),
         paper_macs=paper_macs(sparse, text),
         paper_macs_dense=paper_macs(dense, text),
-        flops=encoder_flops(images, config, merging) + decoder_flops(sparse, text, feed_forward),
-        flops_dense=encoder_flops(images, config) + decoder_flops(dense, text),
+        flops=encoder_flops(config, pictures, merging) + decoder_flops(sparse, text, feed_forward),
+        flops_dense=encoder_flops(config, pictures, None) + decoder_flops(dense, text),
         kv_bytes=kv_bytes(sparse, text, itemsize),
         kv_bytes_dense=kv_bytes(dense, text, itemsize),
         stages=tuple(stages),

@@ -5,19 +5,23 @@ program of the first. Rows are left-aligned; what is behind a row's length is pa
 
     rows, images   1 2 3 4 6 8 10 12 14 16 20 24 28 32 40 ...     at most a fifth of a batch is padding
     text           32 64 96 ... 512 576 640 ... 1024 1152 ...     a ninth, behind the first rungs
+    visual         16 32 48 ... 256 272 ... 512 544 ...           a sixteenth, where pictures have any number of tokens
     new tokens     64 128 192 256 320 384 448 512 640 768 ...     a fifth
 
-B batch · L tokens · I images · V visual tokens of one image
+B batch · L tokens · A position axes · V visual tokens
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Int32
 
-from ..models.families.llava import LlavaConfig
+from ..models.families.family import Encoded, ModelConfig
 from ..processing import ProcessedInputs
 from ..sparsify import Bucket
+from .prefill import PrefillInputs
 
 TEXT_STEP = 32
 NEW_TOKENS_STEP = 64
@@ -30,36 +34,61 @@ class Batch(NamedTuple):
     rows: int
     input_ids: Int32[np.ndarray, "B L"]
     length: Int32[np.ndarray, " B"]
-    pixel_values: Float[np.ndarray, "I 3 height width"]
+    visual_index: Int32[np.ndarray, "B L"]
+    position_ids: Int32[np.ndarray, "B L *A"]
+    next_position: Int32[np.ndarray, " B"]
+    is_question: Bool[np.ndarray, "B L"]
+    pixel_values: Any
     bucket: Bucket
 
+    def inputs(self, encoded: Encoded) -> PrefillInputs:
+        """The rows, and what was made of their pictures."""
+        prompt = {name: jnp.asarray(getattr(self, name)) for name in PrefillInputs._fields if name != "encoded"}
+        return PrefillInputs(**prompt, encoded=encoded)
 
-def assemble(inputs: ProcessedInputs, config: LlavaConfig, *, new_tokens: int) -> Batch:
+
+def assemble(inputs: ProcessedInputs, config: ModelConfig, *, new_tokens: int) -> Batch:
     """Pads processed rows to a bucket.
 
     Raises:
-        ValueError: the image tokens of a row are not those of its images, a token id is none of the model's, or a row
-            with its `new_tokens` is longer than the model's positions or its sliding window.
+        ValueError: a token id is none of the model's, or a row with its `new_tokens` is longer than the model's
+            positions or its sliding window.
     """
-    visual = [int((ids == config.image_token_id).sum()) for ids in inputs.input_ids]
-    for row, (tokens, images) in enumerate(zip(visual, inputs.images_per_row, strict=True)):
-        if tokens != images * config.tokens_per_image:
-            raise ValueError(
-                f"row {row}: expected {images * config.tokens_per_image} image tokens for {images} images of "
-                f"{config.tokens_per_image}, got {tokens}"
-            )
-    lengths = np.array([len(ids) for ids in inputs.input_ids], np.int32)
+    visual = [row.visual_count for row in inputs.rows]
+    lengths = np.array([len(row.input_ids) for row in inputs.rows], np.int32)
     _check_ids(inputs, config)
     _check_length(int(lengths.max()), new_tokens, config)
-    text = max(len(ids) - tokens for ids, tokens in zip(inputs.input_ids, visual, strict=True))
-    bucket = Bucket(text=text_bucket(text), visual=max(visual), visual_step=config.tokens_per_image)
-    rows, images = len(lengths), len(inputs.pixel_values)
-    input_ids = np.full((rung(rows), bucket.capacity), config.pad_token_id, np.int32)
-    for row, ids in zip(input_ids, inputs.input_ids, strict=False):
-        row[: len(ids)] = ids
-    lengths = np.pad(lengths, (0, rung(rows) - rows), constant_values=1)
-    pixels = np.pad(inputs.pixel_values, ((0, rung(images) - images), (0, 0), (0, 0), (0, 0)))
-    return Batch(rows, input_ids, lengths, pixels, bucket)
+    most, fewest = max(visual), min(filter(None, visual), default=1)
+    if config.tokens_per_image is None:  # pictures of the same size mostly share their bounds as they are
+        most, fewest = visual_bounds(most)[1], visual_bounds(fewest)[0]
+    text = text_bucket(int(max(lengths - visual)))
+    bucket = Bucket(text=text, visual=most, images=max(inputs.images_per_row), fewest=fewest)
+    rows, shape = len(lengths), (rung(len(lengths)), bucket.capacity)
+
+    def padded(name: str, value: int | bool) -> np.ndarray:
+        """A field of all rows, `value` after each and in the spare ones."""
+        fields = [getattr(row, name) for row in inputs.rows]
+        whole = np.full((*shape, *fields[0].shape[1:]), value, fields[0].dtype)
+        for row, field in zip(whole, fields, strict=False):
+            row[: len(field)] = field
+        return whole
+
+    def with_spare(array: np.ndarray, value: int = 0) -> np.ndarray:
+        """An array with an entry for each row or image, and `value` in the spare ones."""
+        spare = rung(len(array)) - len(array)
+        return np.pad(array, ((0, spare), *((0, 0) for _ in array.shape[1:])), constant_values=value)
+
+    return Batch(
+        rows=rows,
+        input_ids=padded("input_ids", config.pad_token_id),
+        length=with_spare(lengths, 1),
+        visual_index=padded("visual_index", -1),
+        position_ids=padded("position_ids", 0),
+        next_position=with_spare(np.array([row.next_position for row in inputs.rows], np.int32), 1),
+        is_question=padded("is_question", False),
+        pixel_values=jax.tree.map(with_spare, inputs.pixel_values),
+        bucket=bucket,
+    )
 
 
 def rung(count: int) -> int:
@@ -69,10 +98,18 @@ def rung(count: int) -> int:
     return -(-count // step) * step
 
 
-def _check_ids(inputs: ProcessedInputs, config: LlavaConfig) -> None:
+def visual_bounds(tokens: int) -> tuple[int, int]:
+    """The fewest and the most of the rung that a number of visual tokens is on: multiples of 16, of a sixteenth of the
+    power of two that is not below for more. None at all are a rung of their own."""
+    step = max(16, _power(tokens) // 16)
+    most = -(-tokens // step) * step
+    return max(most - step + 1, 1), most
+
+
+def _check_ids(inputs: ProcessedInputs, config: ModelConfig) -> None:
     """Embeddings are looked up without a check: an id outside the table would read as NaN."""
-    for row, ids in enumerate(inputs.input_ids):
-        text = ids[ids != config.image_token_id]
+    for row, (ids, visual_index, *_) in enumerate(inputs.rows):
+        text = ids[visual_index < 0]
         outside = text[(text < 0) | (text >= config.text.vocab_size)]
         if len(outside):
             raise ValueError(
@@ -81,7 +118,7 @@ def _check_ids(inputs: ProcessedInputs, config: LlavaConfig) -> None:
             )
 
 
-def _check_length(tokens: int, new_tokens: int, config: LlavaConfig) -> None:
+def _check_length(tokens: int, new_tokens: int, config: ModelConfig) -> None:
     positions, window = config.text.max_position_embeddings, config.text.sliding_window
     if tokens + new_tokens > positions:
         limit = f"the model has only {positions} positions"

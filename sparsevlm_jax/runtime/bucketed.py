@@ -18,11 +18,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ..models.decoders.llama import CausalLM
-from ..models.families import llava
-from ..models.families.llava import LlavaConfig
+from ..models.families.family import ModelConfig, language_model
 from ..models.nn.attention import Implementation
 from ..sparsify import Bucket, Decision, SparsityConfig, StagePlan, TokenStream, apply
-from .prefill import PrefillInputs, PrefillResult, start
+from .prefill import PrefillInputs, PrefillResult, context_of_rows, start
 from .programs import Program
 from .segment import DecodeState, Segment, Stage, join, last_logits, run_segment
 
@@ -52,7 +51,7 @@ def prefill_bucketed(
     params: dict,
     inputs: PrefillInputs,
     *,
-    config: LlavaConfig,
+    config: ModelConfig,
     sparsity: SparsityConfig,
     bucket: Bucket,
     implementation: Implementation,
@@ -98,7 +97,7 @@ def _run_first(
     params: dict,
     inputs: PrefillInputs,
     *,
-    config: LlavaConfig,
+    config: ModelConfig,
     sparsity: SparsityConfig,
     bucket: Bucket,
     end: int,
@@ -106,10 +105,10 @@ def _run_first(
     implementation: Implementation,
     new_tokens: int,
 ) -> Carried:
-    lm = llava.language_model(params, config)
-    stream, _ = start(lm, inputs, config=config, sparsity=sparsity, bucket=bucket)
+    lm = language_model(params, config)
+    stream, _ = start(lm, inputs, sparsity=sparsity, bucket=bucket)
     total = stream.is_visual.sum(axis=1)
-    stage = None if plan is None else Stage(plan, sparsity, total)
+    stage = None if plan is None else Stage(plan, sparsity, total, context_of_rows(inputs, plan.visual))
     run = run_segment(lm, stream, range(end), stage, implementation=implementation, new_tokens=new_tokens)
     return _carry(lm, run, total, stage)
 
@@ -120,7 +119,7 @@ def _run_next(
     visual_total: Int[Array, " B"],
     decision: Decision,
     *,
-    config: LlavaConfig,
+    config: ModelConfig,
     sparsity: SparsityConfig,
     fitted: StagePlan,
     start_layer: int,
@@ -129,7 +128,7 @@ def _run_next(
     implementation: Implementation,
     new_tokens: int,
 ) -> Carried:
-    lm = llava.language_model(params, config)
+    lm = language_model(params, config)
     pruned, _ = apply(stream, decision, fitted, sparsity)
     layers, stage = range(start_layer, end), None if plan is None else Stage(plan, sparsity, visual_total)
     run = run_segment(lm, pruned, layers, stage, implementation=implementation, new_tokens=new_tokens)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ..models.families import llava
-from ..models.families.llava import LlavaConfig
+from ..models.families.family import ModelConfig, language_model
 from ..models.nn.attention import Implementation, decode_attention
 from ..models.nn.cache import append
 from ..models.nn.rope import Rotary
@@ -63,7 +62,7 @@ def decode_step(
     state: DecodeState,
     token: Int[Array, " B"],
     *,
-    config: LlavaConfig,
+    config: ModelConfig,
     implementation: Implementation,
 ) -> tuple[Float[Array, "B W"], DecodeState]:
     """Logits that follow `token`, and the state with it appended. Each layer's cache must have a free slot.
@@ -71,7 +70,7 @@ def decode_step(
     A row attends to the keys of its own length plus the one it writes, so rows of any length share a batch; each layer
     rotates by its own next position.
     """
-    lm = llava.language_model(params, config)
+    lm = language_model(params, config)
     cache, hidden = state.cache, lm.language_model.embed(token[:, None])
     tables = lm.rotary(state.next_position[..., None].reshape(-1, 1))
     keys, values = [], []
@@ -99,7 +98,7 @@ def generate(
     sampling: Sampling | None = None,
     rows: Int[Array, ""] | int | None = None,
     *,
-    config: LlavaConfig,
+    config: ModelConfig,
     implementation: Implementation,
     buffer: int,
 ) -> tuple[Generated, DecodeState]:
@@ -133,13 +132,13 @@ def generate(
     return Generated(tokens, count_tokens(tokens, step, config)), state
 
 
-def count_tokens(tokens: Int[Array, "B N"], steps: Int[Array, ""], config: LlavaConfig) -> Int[Array, " B"]:
+def count_tokens(tokens: Int[Array, "B N"], steps: Int[Array, ""], config: ModelConfig) -> Int[Array, " B"]:
     """Real tokens of each row: those up to its first end-of-sequence, at most `steps`."""
     ended = is_end(tokens, config) & (jnp.arange(tokens.shape[1]) < steps)
     return jnp.where(ended.any(axis=1), jnp.argmax(ended, axis=1) + 1, steps)
 
 
-def is_end(token: Int[Array, "*n"], config: LlavaConfig) -> Bool[Array, "*n"]:
+def is_end(token: Int[Array, "*n"], config: ModelConfig) -> Bool[Array, "*n"]:
     return jnp.isin(token, jnp.asarray(config.eos_token_ids, jnp.int32))
 
 

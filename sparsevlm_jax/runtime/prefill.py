@@ -5,7 +5,7 @@
 `prefill` is one pure function, one program. `segments`, `start` and `run_segment` are its pieces, for callers that want
 the host to look at the counts in between.
 
-B batch · L tokens · I images · V visual tokens · S stages · D model dim · W vocabulary
+B batch · L tokens · A position axes · V visual tokens · S stages · D model dim · W vocabulary
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..models.decoders.llama import CausalLM
-from ..models.families import llava
-from ..models.families.llava import LlavaConfig
+from ..models.families.family import Encoded, ModelConfig, language_model
 from ..models.nn.attention import Implementation
 from ..sparsify import (
     Bucket,
@@ -29,20 +28,51 @@ from ..sparsify import (
     StagePlan,
     TokenStream,
     apply,
+    at_slots,
     question_mask,
     select_raters,
+    slots_of,
 )
 from .segment import DecodeState, Stage, join, last_logits, run_segment
 
 
 class PrefillInputs(NamedTuple):
-    """A batch: ids with image tokens expanded, left-aligned; the valid length of each row; the visual embeddings of all
-    its images, in the order of their marks (row-major); and what the tower says of them, for methods that ask."""
+    """A batch, left-aligned: token ids, and how many of each row are valid; the visual token that stands in each slot,
+    as a row of `encoded`, -1 for words; RoPE positions, and that of the token which follows; which words may rate; and
+    the visual tokens of all pictures, which rows may share."""
 
     input_ids: Int[Array, "B L"]
     length: Int[Array, " B"]
-    image_features: Float[Array, "I V D"]
-    image_context: ImageContext | None = None
+    visual_index: Int[Array, "B L"]
+    position_ids: Int[Array, "B L *A"]
+    next_position: Int[Array, " B"]
+    is_question: Bool[Array, "B L"]
+    encoded: Encoded
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Int[Array, "B L"],
+        length: Int[Array, " B"],
+        features: Float[Array, "I V D"],
+        image_token_id: int,
+        context: ImageContext | None = None,
+    ) -> "PrefillInputs":
+        """Of ids with the image token as often as pictures have tokens, and these in row-major order; positions count
+        from 0, and the words after the last picture may rate."""
+        slot = jnp.arange(input_ids.shape[1])
+        is_valid = slot < length[:, None]
+        is_visual = (input_ids == image_token_id) & is_valid
+        order = jnp.cumsum(is_visual.reshape(-1)).reshape(is_visual.shape) - 1
+        return cls(
+            input_ids,
+            length,
+            jnp.where(is_visual, order, -1),
+            jnp.broadcast_to(slot, is_visual.shape),
+            length,
+            question_mask(is_visual, is_valid),
+            Encoded(features.reshape(-1, features.shape[-1]), context),
+        )
 
 
 class StageTrace(NamedTuple):
@@ -80,7 +110,7 @@ def prefill(
     params: dict,
     inputs: PrefillInputs,
     *,
-    config: LlavaConfig,
+    config: ModelConfig,
     sparsity: SparsityConfig | None,
     bucket: Bucket,
     implementation: Implementation,
@@ -96,14 +126,14 @@ def prefill(
         new_tokens: room in the cache behind the prompt.
         noise: per pruning layer, the random numbers of the official clustering; see `recycle`.
     """
-    lm = llava.language_model(params, config)
-    stream, raters = start(lm, inputs, config=config, sparsity=sparsity, bucket=bucket)
+    lm = language_model(params, config)
+    stream, raters = start(lm, inputs, sparsity=sparsity, bucket=bucket)
     visual_total = stream.is_visual.sum(axis=1)
     states, stages, counts, wanted = [], [], [], []
     for layers, plan in segments(config.text.num_hidden_layers, sparsity, bucket):
         stage = None
         if plan is not None and sparsity is not None:
-            images = None if counts else context_of_rows(inputs.image_context, stream.is_visual, plan.visual)
+            images = None if counts else context_of_rows(inputs, plan.visual)
             stage = Stage(plan, sparsity, visual_total, images)
         whole = trace and stage is not None
         run = run_segment(lm, stream, layers, stage, implementation=implementation, new_tokens=new_tokens, whole=whole)
@@ -141,13 +171,13 @@ def segments(num_layers: int, sparsity: SparsityConfig | None, bucket: Bucket) -
 
 
 def start(
-    lm: CausalLM, inputs: PrefillInputs, *, config: LlavaConfig, sparsity: SparsityConfig | None, bucket: Bucket
+    lm: CausalLM, inputs: PrefillInputs, *, sparsity: SparsityConfig | None, bucket: Bucket
 ) -> tuple[TokenStream, Raters]:
-    """Embeddings with the images filled in, and the raters chosen on them (none where nothing is pruned)."""
-    slot = jnp.arange(inputs.input_ids.shape[1])
-    is_valid = slot < inputs.length[:, None]
-    is_visual = (inputs.input_ids == config.image_token_id) & is_valid
-    hidden = llava.embed(lm, inputs.input_ids, is_visual, inputs.image_features)
+    """Embeddings with the pictures filled in, and the raters chosen on them (none where nothing is pruned)."""
+    is_visual = inputs.visual_index >= 0
+    hidden = lm.language_model.embed(jnp.where(is_visual, 0, inputs.input_ids))
+    hidden = _fill(hidden, inputs.visual_index, inputs.encoded.tokens)
+    deepstack = tuple(_fill(jnp.zeros_like(hidden), inputs.visual_index, each) for each in inputs.encoded.deepstack)
     if sparsity is None or bucket.visual == 0:
         nothing = jnp.zeros_like(is_visual)
         raters = Raters(nothing, nothing.astype(jnp.float32))
@@ -155,27 +185,44 @@ def start(
         raters = select_raters(
             hidden,
             is_visual,
-            question_mask(is_visual, is_valid),
+            inputs.is_question,
             question_capacity=bucket.text,
             rule=sparsity.raters,
         )
-    position_ids = jnp.broadcast_to(slot, is_visual.shape)
-    return TokenStream(hidden, position_ids, is_visual, raters.is_rater, inputs.length), raters
+    stream = TokenStream(
+        hidden=hidden,
+        position_ids=inputs.position_ids,
+        is_visual=is_visual,
+        is_rater=raters.is_rater,
+        length=inputs.length,
+        next_position=inputs.next_position,
+        deepstack=deepstack,
+    )
+    return stream, raters
 
 
-def context_of_rows(context: ImageContext | None, is_visual: Bool[Array, "B L"], capacity: int) -> ImageContext | None:
-    """What the tower says of each row's visual tokens, [B, V, ...], from [I, V, ...]: numbered as in
-    `models.families.llava.embed`."""
+def _fill(
+    words: Float[Array, "B L D"], visual_index: Int[Array, "B L"], tokens: Float[Array, "V D"]
+) -> Float[Array, "B L D"]:
+    """`words`, and in the slots of visual tokens these."""
+    if tokens.shape[0] == 0:
+        return words
+    return jnp.where(visual_index[..., None] >= 0, tokens.astype(words.dtype)[jnp.maximum(visual_index, 0)], words)
+
+
+def context_of_rows(inputs: PrefillInputs, capacity: int) -> ImageContext | None:
+    """What is known of each row's visual tokens, [B, V, ...]; `media` numbers the pictures as the row shows them."""
+    context = inputs.encoded.context
     if context is None:
         return None
-    count = is_visual.sum(axis=1)
-    token = (jnp.cumsum(count) - count)[:, None] + jnp.arange(capacity)
-
-    def gather(field):
-        tokens = field.reshape(-1, *field.shape[2:])
-        return tokens[jnp.minimum(token, tokens.shape[0] - 1)]
-
-    return jax.tree.map(gather, context)
+    slot, is_visual = slots_of(inputs.visual_index >= 0, capacity)
+    token = jnp.where(is_visual, at_slots(inputs.visual_index, slot), 0)
+    rows = jax.tree.map(lambda field: field[token], context)
+    if rows.media is None:
+        return rows
+    # A picture that stands there twice begins anew, so its number alone does not tell where it ends.
+    is_first = (token[:, 1:] != token[:, :-1] + 1) | (rows.media[:, 1:] != rows.media[:, :-1])
+    return rows._replace(media=jnp.pad(jnp.cumsum(is_first, axis=1), ((0, 0), (1, 0))))
 
 
 def _trace(stream: TokenStream, pruned: TokenStream, decision: Decision, recycled: Recycled | None) -> StageTrace:

@@ -7,34 +7,31 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
 
 from ..arguments import checked, rows_of
-from ..models.families.llava import EncodedImages, encode
-from ..processing import ProcessedInputs
+from ..models.families.family import Encoded, family_of
+from ..processing import ProcessedInputs, PromptRow
 from ..report import cost as accounting
 from ..report.cost import Report, Timing
-from ..sparsify import Recycle, SparsityConfig, StagePlan
+from ..sparsify import ImageContext, Sizes, SparsityConfig, StagePlan
 from . import decode
-from .batching import Batch, assemble, new_tokens_bucket, rung
+from .batching import Batch, assemble, new_tokens_bucket
 from .bucketed import prefill_bucketed
-from .prefill import PrefillInputs, PrefillResult, prefill
+from .prefill import PrefillResult, prefill
 from .programs import Program
 
 if TYPE_CHECKING:
     from ..vlm import VLM
 
 
-def _take(images: EncodedImages, index: Int32[np.ndarray, " M"]) -> EncodedImages:
-    """Images by their numbers."""
-    return jax.tree.map(lambda field: field[index], images)
+def encode(params: dict, pixel_values: Any, *, config: Any, **options: Any) -> Encoded:
+    """Pixels to visual tokens, as the model's family makes them; see `family.Encode`."""
+    return family_of(config).encode(params, pixel_values, config=config, **options)
 
 
 _encode = Program(encode, static=("config", "implementation", "context", "merging"))
-_take_images = Program(_take, static=())
 _prefill = Program(prefill, static=("config", "sparsity", "bucket", "implementation", "new_tokens", "trace"))
 _step = Program(decode.decode_step, static=("config", "implementation"), donate=(1,))
 _choose = Program(decode.choose, static=())
@@ -52,10 +49,17 @@ class Run:
         prompts, images, self.is_batch = rows_of(prompt, image)
         self.inputs: ProcessedInputs = vlm.processor(prompts, images)
         self.batch: Batch = assemble(self.inputs, vlm.config, new_tokens=self.new_tokens)
-        if self.sparsity and self.sparsity.size_aware and vlm.implementation != "xla":
+        self.needs = self.sparsity.needs if self.sparsity else frozenset()
+        if "sizes" in self.needs and vlm.implementation != "xla":
             raise ValueError(
                 f"tokens that count their size need attention 'xla' (load(..., attention='xla')), "
                 f"this model has {vlm.implementation!r}"
+            )
+        axes = vlm.config.text.position_axes
+        if self.sparsity and self.sparsity.positions == "repack" and axes > 1:
+            raise ValueError(
+                f"{self.sparsity.name} numbers positions anew, and those of this model have {axes} axes: use a method "
+                "with positions='keep'"
             )
         depth = vlm.config.text.num_hidden_layers
         self.plans: tuple[StagePlan, ...] = self.sparsity.plan(depth, self.batch.bucket) if self.sparsity else ()
@@ -69,12 +73,16 @@ class Run:
         number = getattr(self.sparsity.budget, "number", None) if self.sparsity else None
         if number is None:
             return
-        for images in sorted(set(self.inputs.images_per_row) - {0}):
-            wanted, there = number(images), images * self.vlm.config.tokens_per_image
+        for images, there in sorted({(n, row.visual_count) for n, row in self._rows_with_images()}):
+            wanted = number(images)
             if wanted is not None and wanted > there:
                 message = f"a budget of {wanted} visual tokens is more than the {there} that a prompt has"
                 warnings.warn(message, stacklevel=4)
                 return
+
+    def _rows_with_images(self) -> list[tuple[int, PromptRow]]:
+        rows = zip(self.inputs.images_per_row, self.inputs.rows, strict=True)
+        return [(images, row) for images, row in rows if images]
 
     @property
     def rows(self) -> int:
@@ -83,19 +91,18 @@ class Run:
     def prefill(self, *, trace: bool = False) -> PrefillResult:
         """Encodes and prefills; with `trace` in one program, whatever `sparsity.adaptive` says."""
         vlm, batch = self.vlm, self.batch
-        nothing = np.zeros((0, vlm.config.tokens_per_image, vlm.config.text.hidden_size), vlm.dtype)
-        images: EncodedImages = EncodedImages(jnp.asarray(nothing), None)
-        if len(batch.pixel_values):
-            images, self.encode_ms, compile_ms = _encode(
+        encoded = Encoded(jnp.zeros((0, vlm.config.text.hidden_size), vlm.dtype))
+        if self.inputs.image_of_mark:
+            encoded, self.encode_ms, compile_ms = _encode(
                 vlm.encoder_params,
                 batch.pixel_values,
                 config=vlm.config,
                 implementation=vlm.implementation,
-                context=bool(self.sparsity and self.sparsity.needs_images),
+                context="tower" in self.needs,
                 merging=self.sparsity.merging if self.sparsity else None,
             )
             self.compile_ms += compile_ms
-            images = self._of_marks(images)
+            encoded = self._with_layout(encoded)
         static: dict[str, Any] = dict(
             config=vlm.config,
             sparsity=self.sparsity,
@@ -103,7 +110,7 @@ class Run:
             implementation=vlm.implementation,
             new_tokens=new_tokens_bucket(self.new_tokens),
         )
-        inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), images.features, images.context)
+        inputs = batch.inputs(encoded)
         counts_vary = any(plan.table is None for plan in self.plans)
         if self.sparsity and self.sparsity.adaptive == "bucketed" and counts_vary and not trace:
             result, self.prefill_ms, compile_ms, self.ran = prefill_bucketed(vlm.decoder_params, inputs, **static)
@@ -124,15 +131,14 @@ class Run:
         self.compile_ms += choose_ms + advance_ms
         return choose, advance
 
-    def _of_marks(self, images: EncodedImages) -> EncodedImages:
-        """An image for each mark, as prefill wants them, where one that was encoded once is shown several times."""
-        marks = self.inputs.image_of_mark
-        if len(marks) == len(self.inputs.pixel_values):
-            return images
-        index = np.pad(np.array(marks, np.int32), (0, rung(len(marks)) - len(marks)))
-        images, ms, compile_ms = _take_images(images, index)
-        self.encode_ms, self.compile_ms = (self.encode_ms or 0.0) + ms, self.compile_ms + compile_ms
-        return images
+    def _with_layout(self, encoded: Encoded) -> Encoded:
+        """Where the tokens are beside what the tower says of them, for a method that asks."""
+        if "cells" not in self.needs:
+            return encoded
+        layout, spare = self.inputs.layout, len(encoded.tokens) - len(self.inputs.layout.media)
+        media, cell = np.pad(layout.media, (0, spare)), np.pad(layout.cell, ((0, spare), (0, 0)))
+        context = encoded.context or ImageContext()
+        return encoded._replace(context=context._replace(media=jnp.asarray(media), cell=jnp.asarray(cell)))
 
     def timing(self, decode_ms: float | None, compile_ms: float) -> Timing:
         return Timing(self.encode_ms, self.prefill_ms, decode_ms, self.compile_ms + compile_ms)
@@ -142,15 +148,16 @@ class Run:
         return [max(0, int(want) - plan.kept) for want, plan in zip(wanted, self.plans, strict=True)]
 
     def report(self, row: int, result: PrefillResult, timing: Timing) -> Report:
-        config, images = self.vlm.config, self.inputs.images_per_row[row]
-        text = int(self.batch.length[row]) - images * config.tokens_per_image
+        config, visual = self.vlm.config, self.inputs.rows[row].visual_count
+        text = int(self.batch.length[row]) - visual
+        pictures = [len(self.inputs.layout.rows_of(image)) for image in self.inputs.images_of(row)]
         leaving = [int(count) for count in np.asarray(result.visual_count)[:, row]]
         wanted = [int(count) for count in np.asarray(result.wanted)[:, row]]
-        stages = self._stages(images * config.tokens_per_image, wanted, leaving)
+        stages = self._stages(visual, wanted, leaving)
         return accounting.report(
             method=self.sparsity.name if self.sparsity else "dense",
             config=config,
-            images=images,
+            pictures=pictures,
             text_tokens=text,
             layers=[plan.layer for plan in self.plans],
             leaving=leaving,
@@ -168,28 +175,25 @@ class Run:
             assert method is not None  # there are no plans without
             kept = min(want, plan.kept, entering)
             candidates = int(method.recycle.candidate_count(entering - kept)) if method.recycle else 0
-            needed = entering if method.reads_hidden or not plan.skips else kept + candidates
+            needed = entering if "hidden" in method.needs or not plan.skips else kept + candidates
             stages.append(_Stage(plan, entering, kept, candidates, left, needed))
             entering = left
         return stages
 
     def _cost(self, text: int, stage: "_Stage", *, first: bool) -> accounting.StageCost:
-        method, dim = self.sparsity, self.vlm.config.text.hidden_size
+        method, decoder = self.sparsity, self.vlm.config.text
         assert method is not None
-        score, select = (getattr(part, "macs", None) for part in (method.score, method.select))
-        raters_are_chosen = method.raters in ("greater", "greater_equal")  # by relevance, which has a price
-        return accounting.stage_cost(
-            stage.plan.layer,
+        sizes = Sizes(
             text=1 if method.raters == "last" else text,
-            entering=stage.entering,
-            candidates=stage.candidates if isinstance(method.recycle, Recycle) else 0,
-            clusters=stage.left - stage.kept,
-            dim=dim,
-            adaptive=stage.plan.table is None,
-            first=first and raters_are_chosen,
-            score=score(text, stage.entering, dim) if score else None,
-            select=select(stage.entering, stage.kept, dim) if select else 0,
+            visual=stage.entering,
+            kept=stage.kept,
+            candidates=stage.candidates,
+            merged=stage.left - stage.kept,
+            dim=decoder.hidden_size,
+            query_width=decoder.num_attention_heads * decoder.head_dim,
+            key_width=decoder.num_key_value_heads * decoder.head_dim,
         )
+        return accounting.stage_cost(stage.plan.layer, method, sizes, first=first)
 
 
 class _Stage(NamedTuple):

@@ -26,6 +26,7 @@ from ..sparsify import (
     SparsityConfig,
     StagePlan,
     TokenStream,
+    at_slots,
     decide,
     needed,
     slots_of,
@@ -43,7 +44,7 @@ class DecodeState(NamedTuple):
 
 class Stage(NamedTuple):
     """The stage behind a segment: its static plan, the method, the visual tokens of each row's prompt before any
-    pruning, and what the vision tower says of each token, for methods that ask."""
+    pruning, and what is known of each of them, for methods that ask."""
 
     plan: StagePlan
     sparsity: SparsityConfig
@@ -85,7 +86,7 @@ def run_segment(
         stream = _feed_forward(lm, half if whole else last_token(half), layers)
         return Segment(stream, state, None, attention)
     plan, sparsity, visual_total, images = stage
-    if whole or sparsity.reads_hidden or not plan.skips:
+    if whole or "hidden" in sparsity.needs or not plan.skips:
         stream = _feed_forward(lm, half, layers)
         ahead = ahead_of(lm, stream, plan.layer)
         decision = decide(stream, attention, visual_total, plan, sparsity, images, ahead)
@@ -93,8 +94,9 @@ def run_segment(
     decision = decide(half, attention, visual_total, plan, sparsity, images)
     is_needed = needed(half, decision, plan)
     slots, _ = slots_of(is_needed, plan.needed)
-    few = half._replace(hidden=jnp.take_along_axis(half.hidden, slots[..., None], axis=1))
-    stream = half._replace(hidden=to_slots(_feed_forward(lm, few, layers).hidden, is_needed))
+    hidden, deepstack = jax.tree.map(lambda field: at_slots(field, slots), (half.hidden, half.deepstack))
+    few = _feed_forward(lm, half._replace(hidden=hidden, deepstack=deepstack), layers)
+    stream = half._replace(hidden=to_slots(few.hidden, is_needed), deepstack=_added(half.deepstack, layers[-1]))
     return Segment(stream, state, decision, attention)
 
 
@@ -112,18 +114,30 @@ def _attend(
     for index in layers:
         layer = lm.language_model.layers[index]
         hidden, (q, k, v) = layer.attend(hidden, table, attend)
-        hidden = hidden if index == layers[-1] else layer.feed_forward(hidden)
+        stream = stream._replace(hidden=hidden)
+        if index != layers[-1]:
+            stream = _feed_forward(lm, stream, range(index, index + 1))
+        hidden = stream.hidden
         keys.append(k)
         values.append(v)
     attention = _scored_by(lm, q, keys[-1], stream) if q is not None else None
-    return stream._replace(hidden=hidden), keys, values, attention
+    return stream, keys, values, attention
 
 
 def _feed_forward(lm: CausalLM, stream: TokenStream, layers: range) -> TokenStream:
-    """The feed-forward of the last of `layers`. No layers: the stream as it is."""
+    """The feed-forward of the last of `layers`, and what deepstack adds after it. No layers: the stream as it is."""
     if not layers:
         return stream
-    return stream._replace(hidden=lm.language_model.layers[layers[-1]].feed_forward(stream.hidden))
+    index = layers[-1]
+    hidden = lm.language_model.layers[index].feed_forward(stream.hidden)
+    added = stream.deepstack[index] if index < len(stream.deepstack) else None
+    hidden = hidden if added is None else hidden + added
+    return stream._replace(hidden=hidden, deepstack=_added(stream.deepstack, index))
+
+
+def _added(deepstack: tuple, index: int) -> tuple:
+    """`deepstack` once that of layer `index` has been added."""
+    return tuple(None if at == index else field for at, field in enumerate(deepstack))
 
 
 def ahead_of(lm: CausalLM, stream: TokenStream, layer: int) -> Ahead:
@@ -149,12 +163,9 @@ def _scored_by(lm: CausalLM, q: Float[Array, "B T N H"], k: Float[Array, "B T K 
 def last_token(stream: TokenStream) -> TokenStream:
     """Each row's last valid token as a stream of its own, of one slot."""
 
-    def last(field: Array) -> Array:
-        slot = (stream.length - 1).reshape(-1, *(1,) * (field.ndim - 1))
-        return jnp.take_along_axis(field, slot, axis=1)
-
-    only = stream._replace(length=None)
-    return jax.tree.map(last, only)._replace(length=jnp.ones_like(stream.length))
+    slot = (stream.length - 1)[:, None]
+    only = jax.tree.map(lambda field: at_slots(field, slot), stream._replace(length=None, next_position=None))
+    return only._replace(length=jnp.ones_like(stream.length), next_position=stream.next_position)
 
 
 def last_logits(lm: CausalLM, stream: TokenStream) -> Float[Array, "B W"]:
@@ -165,7 +176,7 @@ def last_logits(lm: CausalLM, stream: TokenStream) -> Float[Array, "B W"]:
 def _state(entered: TokenStream, keys: Sequence[Array], values: Sequence[Array], new_tokens: int) -> DecodeState:
     """The state of a segment's layers alone, with room for `new_tokens`: what entered them is what they keep."""
     layers = len(keys)
-    last = last_token(entered).position_ids[:, 0]
+    assert entered.next_position is not None  # `start` gives it
     bias = None if entered.size is None else with_room(jnp.log(entered.size), new_tokens)
     cache = KVCache(
         tuple(with_room(k, new_tokens) for k in keys),
@@ -173,7 +184,7 @@ def _state(entered: TokenStream, keys: Sequence[Array], values: Sequence[Array],
         jnp.broadcast_to(entered.length, (layers, *entered.length.shape)),
         (bias,) * layers,
     )
-    return DecodeState(cache, jnp.broadcast_to(last + 1, cache.length.shape))
+    return DecodeState(cache, jnp.broadcast_to(entered.next_position, cache.length.shape))
 
 
 def join(states: Sequence[DecodeState]) -> DecodeState:

@@ -6,15 +6,28 @@ In the order a prefill uses them: `select_raters` once, then at each pruning lay
 """
 
 from .amount import Amount, Share, parse_amount
-from .budget import CountInputs, KeptTokens, PerImage, RankDeficit, RankScale, TokenBudget, Tokens, parse_budget
-from .config import Bucket, SparsityConfig, StagePlan
-from .diversity import Determinantal, MaxMin, cosine_similarity, greedy, in_turn
-from .grid import grid_positions, spread_rank
+from .budget import (
+    AdaptiveBudget,
+    Budget,
+    CountInputs,
+    FixedBudget,
+    KeptTokens,
+    PerImage,
+    RankDeficit,
+    RankScale,
+    TokenBudget,
+    Tokens,
+    parse_budget,
+)
+from .config import SparsityConfig, StagePlan
+from .diversity import Determinantal, MaxMin, Spread, cosine_similarity, greedy, in_turn
+from .needs import Need, Sizes, needing
 from .rank import attention_rank
 from .raters import Raters, question_mask, select_raters
-from .recycle import Recycle, Recycled, Rest, recycle
+from .recycle import Recycle, Recycled, RecycleInputs, Recycler, recycle
 from .schedule import (
     Anchors,
+    Bucket,
     Geometric,
     Geometry,
     Shrinking,
@@ -35,39 +48,46 @@ from .scores import (
 )
 from .select import Selection, Selector, TopK, keep_first, select
 from .stage import Decision, apply, decide, needed
-from .stream import TokenStream, compact, slots_of, to_slots
+from .stream import TokenStream, at_slots, compact, slots_of, to_slots
 from .tower import ImageContext, MergedTokens, TowerMerging, TowerOutput, TowerReduction
 
 __all__ = [
+    "AdaptiveBudget",
     "Ahead",
     "Amount",
     "Anchors",
     "Attention",
     "Bucket",
+    "Budget",
     "CountInputs",
     "Decision",
     "Determinantal",
+    "FixedBudget",
     "Geometric",
     "Geometry",
     "ImageContext",
     "KeptTokens",
     "MaxMin",
     "MergedTokens",
+    "Need",
     "PerImage",
     "RankDeficit",
     "RankScale",
     "RaterScore",
     "Raters",
     "Recycle",
+    "RecycleInputs",
     "Recycled",
-    "Rest",
+    "Recycler",
     "Scorer",
     "Scores",
     "Selection",
     "Selector",
     "Share",
     "Shrinking",
+    "Sizes",
     "SparsityConfig",
+    "Spread",
     "StageInputs",
     "StagePlan",
     "TokenBudget",
@@ -78,6 +98,7 @@ __all__ = [
     "TowerOutput",
     "TowerReduction",
     "apply",
+    "at_slots",
     "attention_rank",
     "compact",
     "correct_gravity",
@@ -86,13 +107,13 @@ __all__ = [
     "default_layers",
     "gravity_weights",
     "greedy",
-    "grid_positions",
     "in_turn",
     "keep_first",
     "mean_after_layers",
     "mean_entering_layers",
     "mean_over_heads",
     "needed",
+    "needing",
     "onto_visual",
     "parse_amount",
     "parse_budget",
@@ -105,6 +126,5 @@ __all__ = [
     "select_raters",
     "simulate",
     "slots_of",
-    "spread_rank",
     "to_slots",
 ]

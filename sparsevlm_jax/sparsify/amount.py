@@ -3,7 +3,6 @@
 Python has 1 == Fraction(1), with equal hashes; a program that was compiled for the one would answer for the other.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,7 +30,8 @@ class Share:
 
     def of(self, whole: int) -> int:
         """That share of `whole`, rounded half up, at least 1."""
-        return max(1, math.floor(self.value * whole + Fraction(1, 2)))
+        top, bottom = self.value.numerator, self.value.denominator
+        return max(1, (2 * top * whole + bottom) // (2 * bottom))
 
 
 #: What is read as a number or a share of things; kept as an int or a `Share`.

@@ -1,7 +1,8 @@
 """How many visual tokens each stage keeps: a number, a schedule, or the rank of the raters' attention.
 
-Every budget answers two questions: `plan`, on the host, bounds the counts so that shapes are static; `count`, inside
-jit, gives each row's own.
+A budget is fixed or adaptive. A fixed one is a table, made on the host: how many tokens each stage keeps of a row with
+so many. An adaptive one depends on the picture: on the host it bounds the counts, so that shapes are static, and inside
+jit it gives each row's own.
 
 B batch · R raters · V visual tokens
 """
@@ -9,7 +10,8 @@ B batch · R raters · V visual tokens
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from fractions import Fraction
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,31 +19,52 @@ from jaxtyping import Array, Float, Int
 
 from ..checks import LARGEST, choice, each, optional, part, real, settle, whole
 from .amount import Amount, Share, number_or_share, parse_amount
+from .needs import Need, Sizes, needing
 from .rank import Measure, attention_rank
-from .recycle import Rest
-from .schedule import V15, Curve, Geometry, kept_for_mean, simulate
+from .recycle import Recycler
+from .schedule import V15, Bucket, Curve, Geometry, kept_for_mean, simulate
 
 
 class CountInputs(NamedTuple):
-    """What a count may depend on: how many visual tokens there are, and the raters' attention onto them."""
+    """What a count may depend on: how many visual tokens there are, the raters' attention onto them (None: the scorer
+    gives none), and their scores."""
 
     visual_count: Int[Array, " B"]
     rater_count: Int[Array, " B"]
-    attention_map: Float[Array, "B R V"]
+    attention_map: Float[Array, "B R V"] | None
+    values: Float[Array, "B V"] | None = None
 
 
-class Budget(Protocol):
-    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray | None:
-        """Kept tokens [stages, rows of geometry], or None where they depend on the image."""
+@runtime_checkable
+class FixedBudget(Protocol):
+    """Known before the picture is seen."""
+
+    def table(self, geometry: Geometry, recycle: Recycler | None) -> np.ndarray:
+        """Kept tokens, [stages, rows of geometry]."""
         ...
 
-    def bound(self, visual: int, text: int) -> int:
-        """The most tokens a stage keeps of `visual`, where `table` is None; `text` bounds the raters."""
+
+@runtime_checkable
+class AdaptiveBudget(Protocol):
+    """Known when a stage has scored."""
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    def bound(self, visual: int, bucket: Bucket) -> int:
+        """The most tokens a stage keeps of `visual`."""
         ...
 
     def count(self, inputs: CountInputs) -> Int[Array, " B"]:
-        """Tokens to keep, where `table` is None."""
+        """Tokens to keep."""
         ...
+
+    def cost(self, sizes: Sizes) -> int:
+        """Multiply-accumulates of the count."""
+        ...
+
+
+Budget: TypeAlias = FixedBudget | AdaptiveBudget
 
 
 @dataclass(frozen=True)
@@ -68,11 +91,11 @@ class Tokens:
         """How many tokens it asks of a row; None for a share."""
         return self.amount if isinstance(self.amount, int) else None
 
-    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
+    def table(self, geometry: Geometry, recycle: Recycler | None) -> np.ndarray:
         rows = geometry.row_counts
         target = rows * float(self.amount) if isinstance(self.amount, Share) else np.full(len(rows), self.amount)
         self._check_floor(target[-1], geometry)
-        return kept_for_mean(target.astype(float), rows, geometry, rest, self.curve)
+        return kept_for_mean(target.astype(float), rows, geometry, recycle, self.curve)
 
     def _check_floor(self, target: float, geometry: Geometry) -> None:
         """What the layers before the first stage see cannot be met. A token or two more, those that each stage keeps at
@@ -84,18 +107,14 @@ class Tokens:
                 f"of {geometry.num_layers} layers see all {geometry.visual}"
             )
 
-    def bound(self, visual: int, text: int) -> int:
-        raise NotImplementedError("a token budget has a table")
-
-    def count(self, inputs: CountInputs) -> Int[Array, " B"]:
-        raise NotImplementedError("a token budget has a table")
-
 
 @dataclass(frozen=True)
 class PerImage:
-    """The same number of tokens, or share of the tokens, of every image, whatever the prompt holds besides."""
+    """The same number of tokens, or share of the tokens, of every image, whatever the prompt holds besides: as many as
+    the vision tower has left, which scores the others 0."""
 
     amount: Amount
+    needs = needing("tower")
 
     def __post_init__(self):
         settle(self, amount=number_or_share("tokens"))
@@ -125,11 +144,17 @@ class PerImage:
             return self.amount.of(visual)
         return min(int(self.amount), visual)
 
-    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
-        images = geometry.row_counts // geometry.visual_step
-        return np.repeat(images[None] * self.of(geometry.visual_step), len(geometry.layers), axis=0)
+    def bound(self, visual: int, bucket: Bucket) -> int:
+        if isinstance(self.amount, Share):  # each image's part is rounded half up, and at least 1
+            return min(visual, max(bucket.images, math.floor(self.amount.value * visual + Fraction(bucket.images, 2))))
+        return min(visual, int(self.amount) * bucket.images)
 
-    bound, count = Tokens.bound, Tokens.count
+    def count(self, inputs: CountInputs) -> Int[Array, " B"]:
+        assert inputs.values is not None
+        return (inputs.values > 0).sum(axis=1)
+
+    def cost(self, sizes: Sizes) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -162,19 +187,17 @@ class KeptTokens:
         """How many tokens its first stage keeps; None for a share."""
         return self.kept[0] if isinstance(self.kept[0], int) else None
 
-    def table(self, geometry: Geometry, rest: Rest | None) -> np.ndarray:
+    def table(self, geometry: Geometry, recycle: Recycler | None) -> np.ndarray:
         if len(self.kept) != len(geometry.layers):
             raise ValueError(
                 f"expected one number of kept tokens for each of the pruning layers {geometry.layers}, got {self.kept}"
             )
         rows, counts = geometry.row_counts, []
         for stage, amount in enumerate(self.kept):
-            now = simulate(np.array(counts).reshape(stage, -1), rows, rest).leaving[-1] if counts else rows
-            wanted = [amount.of(row) if isinstance(amount, Share) else int(amount) for row in rows]
+            now = simulate(np.array(counts).reshape(stage, -1), rows, recycle).leaving[-1] if counts else rows
+            wanted = [amount.of(row) for row in rows.tolist()] if isinstance(amount, Share) else int(amount)
             counts.append(np.clip(wanted, 0, np.maximum(now - self.least_dropped, 0)))
         return np.array(counts)
-
-    bound, count = Tokens.bound, Tokens.count
 
 
 def _kept(name: str, value: Amount) -> int | Share:
@@ -198,8 +221,32 @@ def parse_budget(tokens: TokenBudget, curve: Curve = V15) -> Tokens | KeptTokens
 _RATIO = real("a number between -1e6 and 1e6", lambda ratio: abs(ratio) <= 1e6)
 
 
+class _ByRank:
+    """What budgets share that count by the rank of the raters' attention."""
+
+    capacity: int | None
+    needs = needing("raters")
+
+    def bound(self, visual: int, bucket: Bucket) -> int:
+        return visual if self.capacity is None else min(visual, self.capacity)
+
+    def cost(self, sizes: Sizes) -> int:
+        """The paper's L_t L_v min(L_t, L_v)."""
+        return sizes.text * sizes.visual * min(sizes.text, sizes.visual)
+
+    def attention_map(self, inputs: CountInputs) -> Float[Array, "B R V"]:
+        """The raters' attention.
+
+        Raises:
+            ValueError: the method's scorer gives none.
+        """
+        if inputs.attention_map is None:
+            raise ValueError(f"{self} counts by the raters' attention, which this method's scorer does not give")
+        return inputs.attention_map
+
+
 @dataclass(frozen=True)
-class RankScale:
+class RankScale(_ByRank):
     """Keep int(rank * scale + bias), at least one token fewer than there are; all of them where the attention has full
     rank, rank = V (SparseVLM v1.0; with scale 1, bias 0 its video branch).
 
@@ -215,15 +262,10 @@ class RankScale:
     def __post_init__(self):
         settle(self, scale=_RATIO, bias=_RATIO, measure=choice(Measure), capacity=optional(whole(0)))
 
-    def table(self, geometry: Geometry, rest: Rest | None) -> None:
-        return None
-
-    def bound(self, visual: int, text: int) -> int:
-        return visual if self.capacity is None else min(visual, self.capacity)
-
     def count(self, inputs: CountInputs) -> Int[Array, " B"]:
-        rank = attention_rank(inputs.attention_map, inputs.rater_count, inputs.visual_count, measure=self.measure)
-        count = jnp.clip(self._scaled(rank, inputs.attention_map.shape), 0, jnp.maximum(inputs.visual_count - 1, 0))
+        attention = self.attention_map(inputs)
+        rank = attention_rank(attention, inputs.rater_count, inputs.visual_count, measure=self.measure)
+        count = jnp.clip(self._scaled(rank, attention.shape), 0, jnp.maximum(inputs.visual_count - 1, 0))
         return jnp.where(rank == inputs.visual_count, inputs.visual_count, count)
 
     def _scaled(self, rank: Float[Array, " B"], shape: tuple[int, ...]) -> Int[Array, " B"]:
@@ -235,7 +277,7 @@ class RankScale:
 
 
 @dataclass(frozen=True)
-class RankDeficit:
+class RankDeficit(_ByRank):
     """The paper's eq. 7: N = int(lambda * (V - rank)) tokens are dropped; with N = 0 the stage is skipped."""
 
     scale: float
@@ -246,12 +288,11 @@ class RankDeficit:
         scale = real("a share between 0 and 1, the paper's lambda", lambda scale: 0 <= scale <= 1)
         settle(self, scale=scale, measure=choice(Measure), capacity=optional(whole(0)))
 
-    table, bound = RankScale.table, RankScale.bound
-
     def count(self, inputs: CountInputs) -> Int[Array, " B"]:
-        rank = attention_rank(inputs.attention_map, inputs.rater_count, inputs.visual_count, measure=self.measure)
+        attention = self.attention_map(inputs)
+        rank = attention_rank(attention, inputs.rater_count, inputs.visual_count, measure=self.measure)
         if self.measure != "numerical":
             return inputs.visual_count - jnp.floor(self.scale * (inputs.visual_count - rank)).astype(jnp.int32)
-        dropped = [math.trunc(self.scale * deficit) for deficit in range(inputs.attention_map.shape[2] + 1)]
+        dropped = [math.trunc(self.scale * deficit) for deficit in range(attention.shape[2] + 1)]
         deficit = jnp.maximum(inputs.visual_count - rank.astype(jnp.int32), 0)
         return inputs.visual_count - jnp.asarray(dropped, jnp.int32)[deficit]

@@ -11,12 +11,25 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
 from ..checks import choice, each, fraction, optional, part, settle, text, whole
 from .amount import Share
-from .budget import Budget, KeptTokens, RankDeficit, RankScale, TokenBudget, parse_budget
+from .budget import (
+    AdaptiveBudget,
+    Budget,
+    FixedBudget,
+    KeptTokens,
+    RankDeficit,
+    RankScale,
+    TokenBudget,
+    parse_budget,
+)
+from .needs import Need, needs_of
 from .raters import Rule
-from .recycle import Recycle, Rest
-from .schedule import PLUS, Geometry, check_layers, default_layers, of_32, simulate
+from .recycle import Recycle, Recycler
+from .schedule import PLUS, Bucket, Geometry, check_layers, default_layers, of_32, simulate
 from .scorer import RaterScore, Scorer
 from .select import Selector, TopK
 from .stream import Positions
@@ -27,25 +40,6 @@ AtDepth = Literal["after", "before"]
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Static shape of a batch.
-
-    Attributes:
-        text: the most non-visual tokens in a row.
-        visual: the most visual tokens in a row, a multiple of visual_step.
-        visual_step: visual tokens of one image.
-    """
-
-    text: int
-    visual: int
-    visual_step: int = 1
-
-    @property
-    def capacity(self) -> int:
-        return self.text + self.visual
-
-
-@dataclass(frozen=True)
 class StagePlan:
     """One stage's static shapes.
 
@@ -53,7 +47,8 @@ class StagePlan:
         layer: the stage acts on the output of this layer; -1 before the first.
         visual: the most visual tokens entering, V.
         kept, candidates, merged, leaving: the most kept, clustered, merged, and leaving in all.
-        table: kept tokens for rows of 0, step, 2 step, ... visual tokens in the prompt; None where the image decides.
+        table: kept tokens of a row without visual tokens in the prompt, then of rows of `bucket.fewest` to
+            `bucket.visual`; None where the image decides.
     """
 
     layer: int
@@ -64,6 +59,10 @@ class StagePlan:
     leaving: int
     table: tuple[int, ...] | None
     bucket: Bucket
+
+    def kept_of(self, visual_total: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Kept tokens of rows with so many visual tokens in the prompt, by the table."""
+        return jnp.asarray(self.table)[jnp.maximum(visual_total - self.bucket.fewest + 1, 0)]
 
     @property
     def capacity(self) -> int:
@@ -84,9 +83,19 @@ class StagePlan:
 def _merging(name: str, value: Any) -> TowerMerging | TowerReduction:
     """Either of two kinds; who has neither's attributes is refused as neither."""
     try:
-        return part("a TowerMerging", "schedule", "merge")(name, value)
+        return part("a TowerMerging", "needs", "schedule", "merge", "cost")(name, value)
     except ValueError:
-        return part("a TowerMerging (with schedule, merge) or a TowerReduction", "count", "reduce")(name, value)
+        kinds = "a TowerMerging (with schedule, merge) or a TowerReduction"
+        return part(kinds, "needs", "count", "reduce", "cost")(name, value)
+
+
+def _budget(name: str, value: Any) -> Budget:
+    """Either of two kinds, as in `_merging`."""
+    try:
+        return part("a FixedBudget", "table")(name, value)
+    except ValueError:
+        kinds = "a FixedBudget (with table) or an AdaptiveBudget"
+        return part(kinds, "needs", "bound", "count", "cost")(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +128,7 @@ class SparsityConfig:
     raters: Rule = "greater"
     score: Scorer = RaterScore()
     select: Selector = TopK()
-    recycle: Rest | None = Recycle()
+    recycle: Recycler | None = Recycle()
     positions: Positions = "repack"
     adaptive: Adaptive = "bucketed"
     merging: TowerMerging | TowerReduction | None = None
@@ -128,14 +137,14 @@ class SparsityConfig:
     def __post_init__(self):
         settle(
             self,
-            budget=part("a Budget", "table", "bound", "count"),
+            budget=_budget,
             layers=optional(each(whole(-1))),
             depths=each(fraction("a fraction of the depth from -1 to 1", lambda depth: -1 <= depth <= 1)),
             at_depth=choice(AtDepth),
             raters=choice(Rule),
-            score=part("a Scorer", "needs_attention", "__call__"),
-            select=part("a Selector", "__call__"),
-            recycle=optional(part("a Rest", "candidate_count", "merged_count", "__call__")),
+            score=part("a Scorer", "needs", "cost", "__call__"),
+            select=part("a Selector", "needs", "cost", "__call__"),
+            recycle=optional(part("a Recycler", "needs", "candidate_count", "merged_count", "cost", "__call__")),
             positions=choice(Positions),
             adaptive=choice(Adaptive),
             merging=optional(_merging),
@@ -194,38 +203,26 @@ class SparsityConfig:
         if layers is None:
             layers = default_layers(num_layers, self.depths, before=self.at_depth == "before")
         check_layers(layers, num_layers)
-        if layers and layers[-1] == num_layers - 1 and getattr(self.score, "needs_next_layer", False):
+        needs = self.needs
+        if layers and layers[-1] == num_layers - 1 and "next_layer" in needs:
             raise ValueError(
                 f"{type(self.score).__name__} scores by the layer after a stage, and there is none after the last of "
                 f"{num_layers} layers, got {layers}"
             )
-        if layers and layers[0] < 0 and self.score.needs_attention:
+        if layers and layers[0] < 0 and "attention" in needs:
             raise ValueError(f"{type(self.score).__name__} scores by attention, and there is none before layer 0")
-        if self.needs_images and len(layers) > 1:
+        if needs & {"tower", "cells"} and len(layers) > 1:
             raise ValueError(f"{type(self.score).__name__} scores all tokens of an image, in one stage, got {layers}")
         return layers
 
-    @property
-    def needs_images(self) -> bool:
-        """Whether the scorer asks what the vision tower knows of each token; then there can be one stage only."""
-        return getattr(self.score, "needs_images", False)
-
-    @property
-    def size_aware(self) -> bool:
-        """Whether merged tokens count as many as they stand for; needs XLA attention."""
-        return getattr(self.recycle, "size_aware", False)
-
-    @property
-    def reads_hidden(self) -> bool:
-        """Whether a stage looks at hidden states of tokens that it drops. Where score, select and recycle all say no (a
-        subclass says so anew), the pruning layer's feed-forward waits for the decision and leaves those tokens out."""
-        parts = (self.score, self.select, *([self.recycle] if self.recycle else []))
-        return any(
-            getattr(part, "reads_hidden", True) if "reads_hidden" in vars(type(part)) else True for part in parts
-        )
+    @functools.cached_property
+    def needs(self) -> frozenset[Need]:
+        """What the parts look at; see `Need`."""
+        budget = self.budget if isinstance(self.budget, AdaptiveBudget) else None
+        return needs_of((budget, self.score, self.select, self.recycle, self.merging))
 
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
-        return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.visual_step)
+        return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.fewest)
 
     def plan(self, num_layers: int, bucket: Bucket) -> tuple[StagePlan, ...]:
         """Static shapes of every stage; none for a batch without images.
@@ -237,7 +234,8 @@ class SparsityConfig:
 
     def bound(self, layer: int, visual: int, bucket: Bucket) -> StagePlan:
         """A stage after `layer` that at most `visual` tokens enter and whose counts depend on the image."""
-        kept = self.budget.bound(visual, bucket.text)
+        assert isinstance(self.budget, AdaptiveBudget)
+        kept = self.budget.bound(visual, bucket)
         candidates = int(self.recycle.candidate_count(visual)) if self.recycle else 0
         merged = int(self.recycle.merged_count(visual, kept)) if self.recycle else 0
         return StagePlan(layer, visual, kept, candidates, merged, min(visual, kept + merged), None, bucket)
@@ -249,8 +247,10 @@ def _plan(config: SparsityConfig, num_layers: int, bucket: Bucket) -> tuple[Stag
     geometry = config.geometry(num_layers, bucket)
     if bucket.visual == 0:
         return ()
-    table = config.budget.table(geometry, config.recycle)
-    flow = None if table is None else simulate(table, geometry.row_counts, config.recycle)
+    flow = None
+    if isinstance(config.budget, FixedBudget):
+        table = config.budget.table(geometry, config.recycle)
+        flow = simulate(table, geometry.row_counts, config.recycle)
     plans, visual = [], bucket.visual
     for stage, layer in enumerate(geometry.layers):
         if flow is None:
@@ -263,7 +263,7 @@ def _plan(config: SparsityConfig, num_layers: int, bucket: Bucket) -> tuple[Stag
                 candidates=int(flow.candidates[stage].max()),
                 merged=int(flow.merged[stage].max()),
                 leaving=int(flow.leaving[stage].max()),
-                table=tuple(map(int, flow.kept[stage])),
+                table=tuple(flow.kept[stage].tolist()),
                 bucket=bucket,
             )
         visual = plan.leaving

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..checks import flag, real, settle
+from .needs import Sizes, needing
 from .select import Selection, keep_first, select
 
+_FAR = 1e9  # more than any distance of two cells, squared
 _EXHAUSTED = 1e-6  # what is left of a token's squared volume when the chosen ones span it, in float32
 
 
@@ -75,8 +77,10 @@ class MaxMin:
     """Max-min diversity: each next token is the one whose nearest chosen token is farthest, by cosine; the first is the
     one whose nearest neighbour is farthest. Scores do not matter but for the order of what is dropped."""
 
-    def macs(self, visual, kept, dim):
-        return visual * visual * dim
+    needs = needing("hidden")
+
+    def cost(self, sizes: Sizes) -> int:
+        return sizes.visual**2 * sizes.dim
 
     def __call__(self, scores, features, is_valid, count, *, capacity):
         similarity = cosine_similarity(features, features)
@@ -93,6 +97,51 @@ class MaxMin:
             return jnp.where(step == 0, to_chosen, jnp.maximum(closest, to_chosen))
 
         turn = greedy(gain, update, closest, is_valid, capacity=capacity)
+        return in_turn(turn, scores, is_valid, count)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Evenly over each picture: every next token of a picture is the farthest from those chosen of it, the first the
+    one nearest to its centre; pictures take turns, tiles and frames as pictures of their own. Features are what
+    `CellPlaces` gives. Tokens without a place come last, by score.
+
+    Of nine tokens in a square the turns are
+
+        1 5 2
+        6 0 7
+        3 8 4
+    """
+
+    needs = needing("cells")
+
+    def cost(self, sizes: Sizes) -> int:
+        return 0  # differences of places: no product of hidden states
+
+    def __call__(self, scores, features, is_valid, count, *, capacity):
+        view, place = features[..., :3], features[..., 3:]
+        is_placed = is_valid & (view[..., 1] >= 0)
+        together = (view[:, :, None] == view[:, None]).all(axis=-1) & is_placed[:, None]
+        number = jnp.maximum(together.sum(axis=2), 1)[..., None]
+        centre = jnp.einsum("BVW,BWP->BVP", together, place, precision=jax.lax.Precision.HIGHEST) / number
+        # What a token would add: before its picture's first turn the nearer to the centre the more, then its distance.
+        worth = -((place - centre) ** 2).sum(axis=-1)
+        is_free, turns = is_placed, jnp.zeros(is_valid.shape, jnp.int32)
+
+        def gain(step, state):
+            worth, turns, is_free = state
+            fewest = jnp.where(is_free, turns, is_valid.shape[1]).min(axis=1, keepdims=True)
+            return jnp.where(is_free & (turns == fewest), worth, -_FAR)
+
+        def update(step, state, chosen):
+            worth, turns, is_free = state
+            own = jnp.take_along_axis(together, chosen[:, None, None], axis=1)[:, 0]
+            distance = ((place - jnp.take_along_axis(place, chosen[:, None, None], axis=1)) ** 2).sum(axis=-1)
+            nearer = jnp.where(turns == 0, distance, jnp.minimum(worth, distance))
+            is_other = jnp.arange(is_free.shape[1]) != chosen[:, None]
+            return jnp.where(own, nearer, worth), turns + own, is_free & is_other
+
+        turn = greedy(gain, update, (worth, turns, is_free), is_placed, capacity=capacity)
         return in_turn(turn, scores, is_valid, count)
 
 
@@ -115,6 +164,7 @@ class Determinantal:
     power: float = 1.0
     centred: bool = False
     ridge: float = 0.0
+    needs = needing("hidden")
 
     def __post_init__(self):
         settle(
@@ -151,8 +201,8 @@ class Determinantal:
         turn = greedy(gain, update, (volume, rows), is_valid, capacity=capacity)
         return in_turn(turn, scores, is_valid, count)
 
-    def macs(self, visual, kept, dim):
-        return visual * visual * dim + visual * kept * kept
+    def cost(self, sizes: Sizes) -> int:
+        return sizes.visual**2 * sizes.dim + sizes.visual * sizes.kept**2
 
     def _quality(self, scores, is_valid) -> Float[Array, "B V"]:
         scores = jnp.maximum(jnp.where(is_valid & ~jnp.isnan(scores), scores.astype(jnp.float32), 0), 0)

@@ -5,7 +5,7 @@ Chosen once, on the embeddings that enter layer 0, and kept for every pruning st
 B batch · L slots · Q question tokens · D model dim
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,13 +71,16 @@ def _passes(relevance, mean, valid, rule: Rule) -> Bool[Array, "B Q"]:
             return valid
 
 
-def question_mask(is_visual: Bool[Array, "B L"], is_valid: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
+def question_mask(is_visual: Any, is_valid: Any) -> Any:
     """The text behind the last image token; where there is none, all text that can see an image token.
 
     p V V t V V q q .   ->   0 0 0 0 0 0 1 1 0
     p V V t V V . . .   ->   0 0 0 1 0 0 0 0 0
+
+    Bool [B, L], of JAX or of NumPy.
     """
+    xp = is_visual.__array_namespace__()  # processors ask on the host
     text = is_valid & ~is_visual
-    seen = jnp.cumsum(is_visual, axis=1)
+    seen = xp.cumulative_sum(is_visual.astype(xp.int32), axis=1)
     behind_last = text & (seen == seen[:, -1:]) & (seen > 0)
-    return jnp.where(behind_last.any(axis=1, keepdims=True), behind_last, text & (seen > 0))
+    return xp.where(behind_last.any(axis=1, keepdims=True), behind_last, text & (seen > 0))

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..checks import choice, flag, fraction, settle, whole
+from .needs import Need, Sizes
 from .scorer import Scores
 from .select import Selection
+from .stream import at_slots
 
 Assign = Literal["euclidean", "cosine"]
 Merge = Literal["mean", "sum"]
@@ -44,7 +46,6 @@ class Recycle:
     assign: Assign = "euclidean"
     merge: Merge = "mean"
     size_aware: bool = False
-    reads_hidden = False
 
     def __post_init__(self):
         settle(
@@ -57,6 +58,10 @@ class Recycle:
         )
         if self.size_aware and self.merge != "mean":
             raise ValueError(f"size-aware recycling merges by the mean, got merge = {self.merge!r}")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"sizes"} if self.size_aware else ())
 
     def candidate_count(self, dropped):
         """Of `dropped` tokens (an int or an array); never more than there are, 0 of 0."""
@@ -71,57 +76,65 @@ class Recycle:
         count = candidates // self.cluster_size + (dropped > 0)
         return count - (count > candidates)
 
-    def __call__(
-        self,
-        hidden,
-        selection,
-        visual_count,
-        *,
-        candidate_capacity,
-        merged_capacity,
-        noise=None,
-        scores=None,
-        size=None,
-    ):
+    def __call__(self, inputs: "RecycleInputs") -> "Recycled":
         """`recycle` by this rule, whatever the scorer saw."""
-        del scores
         return recycle(
-            hidden,
-            selection,
-            visual_count,
+            inputs.hidden,
+            inputs.selection,
+            inputs.visual_count,
             self,
-            candidate_capacity=candidate_capacity,
-            merged_capacity=merged_capacity,
-            noise=noise,
-            size=size,
+            candidate_capacity=inputs.candidate_capacity,
+            merged_capacity=inputs.merged_capacity,
+            noise=inputs.noise,
+            size=inputs.size,
         )
 
+    def cost(self, sizes: Sizes) -> int:
+        """The paper's clustering, L_r (3 L_r - 1) 2 D + L_r, and merging, D (L_r - C)."""
+        candidates = sizes.candidates
+        if not candidates:
+            return 0
+        cluster = candidates * (3 * candidates - 1) * 2 * sizes.dim + candidates
+        return cluster + sizes.dim * (candidates - sizes.merged)
 
-class Rest(Protocol):
-    """What becomes of the dropped tokens. `Recycle` is SparseVLM's; anything with these three methods will do.
 
-    The counts are plain arithmetic, on ints and arrays alike, and grow with `dropped` and `kept`. `scores` is all that
-    the scorer gave; `size` how many patches each token stands for, for a rest whose `size_aware` is True. One that
-    looks at no hidden states but those of the kept tokens and the candidates, the first so many behind the kept in
-    `selection.order`, says `reads_hidden = False`; see `SparsityConfig.reads_hidden`.
+class RecycleInputs(NamedTuple):
+    """What a recycler sees: the visual tokens that entered the stage, which of them stay, and the static bounds of the
+    tokens that it clusters and makes.
+
+    `hidden` of dropped tokens that are no candidates, the first so many after the kept in `selection.order`, is 0 for a
+    recycler that does not need "hidden". `scores` is all that the scorer gave, `size` how many patches each token
+    stands for (None: one), `noise` the random numbers of the official clustering (see `recycle`).
     """
+
+    hidden: Float[Array, "B V D"]
+    selection: Selection
+    visual_count: Int[Array, " B"]
+    candidate_capacity: int
+    merged_capacity: int
+    scores: Scores
+    size: Float[Array, "B V"] | None = None
+    noise: Float[Array, "B V"] | None = None
+
+
+class Recycler(Protocol):
+    """What becomes of the dropped tokens, as a frozen value. `Recycle` is SparseVLM's.
+
+    The counts are plain arithmetic, on ints and arrays alike, and grow with `dropped` and `kept`.
+    """
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
 
     def candidate_count(self, dropped: Any) -> Any: ...
 
     def merged_count(self, dropped: Any, kept: Any) -> Any: ...
 
-    def __call__(
-        self,
-        hidden: Float[Array, "B V D"],
-        selection: Selection,
-        visual_count: Int[Array, " B"],
-        *,
-        candidate_capacity: int,
-        merged_capacity: int,
-        noise: Float[Array, "B V"] | None = None,
-        scores: Scores | None = None,
-        size: Float[Array, "B V"] | None = None,
-    ) -> "Recycled": ...
+    def __call__(self, inputs: RecycleInputs) -> "Recycled": ...
+
+    def cost(self, sizes: Sizes) -> int:
+        """Multiply-accumulates of one row."""
+        ...
 
 
 class Recycled(NamedTuple):
@@ -129,7 +142,7 @@ class Recycled(NamedTuple):
     cluster, and the three numbers of density-peak clustering (None from a rest without). Entries past the counts are
     padding.
 
-    `size` is how many tokens each merged one stands for.
+    `size` is how many tokens each merged one stands for, `weights` how much of each candidate it is.
     """
 
     merged: Float[Array, "B M D"]
@@ -139,6 +152,7 @@ class Recycled(NamedTuple):
     centers: Int[Array, "B M"]  # visual index of each cluster's center, in descending center score
     cluster: Int[Array, "B C"]
     size: Float[Array, "B M"]
+    weights: Float[Array, "B M C"]
     density: Float[Array, "B C"] | None = None
     distance: Float[Array, "B C"] | None = None
     center_score: Float[Array, "B C"] | None = None
@@ -171,9 +185,9 @@ def recycle(
     index = jnp.arange(candidate_capacity)
     at = jnp.minimum(selection.count[:, None] + index, hidden.shape[1] - 1)
     candidates = jnp.take_along_axis(selection.order, at, axis=1)
-    x = jnp.take_along_axis(hidden, candidates[..., None], axis=1).astype(jnp.float32)
-    tie_noise = None if noise is None else jnp.take_along_axis(noise, candidates, axis=1)
-    sizes = None if size is None else jnp.take_along_axis(size, candidates, axis=1)
+    x = at_slots(hidden, candidates).astype(jnp.float32)
+    tie_noise = None if noise is None else at_slots(noise, candidates)
+    sizes = None if size is None else at_slots(size, candidates)
 
     cluster_row = jax.vmap(lambda *row: _cluster(*row, rule=rule, merged_capacity=merged_capacity))
     clusters = cluster_row(x, index < candidate_count[:, None], merged_count, tie_noise, sizes)
@@ -185,6 +199,7 @@ def recycle(
         centers=jnp.take_along_axis(candidates, clusters.centers, axis=1),
         cluster=clusters.cluster,
         size=clusters.size,
+        weights=clusters.weights,
         density=clusters.density,
         distance=clusters.distance,
         center_score=clusters.center_score,
@@ -199,6 +214,7 @@ class _Clusters(NamedTuple):
     distance: Float[Array, " C"]
     center_score: Float[Array, " C"]
     size: Float[Array, " M"]
+    weights: Float[Array, "M C"]
 
 
 def _cluster(x, valid, count, noise, size, *, rule: Recycle, merged_capacity: int) -> _Clusters:
@@ -220,8 +236,8 @@ def _cluster(x, valid, count, noise, size, *, rule: Recycle, merged_capacity: in
     is_itself = jnp.arange(x.shape[0])[:, None] == centers  # a center joins its own cluster, not an equal one's
     to_center = jnp.where(is_itself, -jnp.inf, to_center)
     cluster = jnp.argmin(jnp.where(is_center, to_center, jnp.inf), axis=1)
-    merged, merged_size = _merge(x, valid, cluster, merged_capacity, rule.merge, size)
-    return _Clusters(merged, centers, cluster, density, distance, center_score, merged_size)
+    merged, merged_size, weights = _merge(x, valid, cluster, merged_capacity, rule.merge, size)
+    return _Clusters(merged, centers, cluster, density, distance, center_score, merged_size, weights)
 
 
 def _squared_distances(x: Float[Array, "C D"], valid: Bool[Array, " C"]) -> Float[Array, "C C"]:
@@ -255,10 +271,15 @@ def _cosine(x: Float[Array, "C D"], centers: Float[Array, "M D"]) -> Float[Array
     return jnp.matmul(unit(x), unit(centers).T, precision=_HIGHEST)
 
 
-def _merge(x, valid, cluster, capacity: int, how: str, size) -> tuple[Float[Array, "M D"], Float[Array, " M"]]:
+def _merge(
+    x, valid, cluster, capacity: int, how: str, size
+) -> tuple[Float[Array, "M D"], Float[Array, " M"], Float[Array, "M C"]]:
+    """The clusters as one token each, how many each stands for, and its members' weights."""
     member = ((cluster[:, None] == jnp.arange(capacity)) & valid[:, None]).astype(x.dtype)
     if size is not None:
         member = member * size[:, None]
     total = jnp.matmul(member.T, jnp.where(valid[:, None], x, 0), precision=_HIGHEST)
     count = member.sum(axis=0)
-    return total / (count[:, None] + 1e-6) if how == "mean" else total, count
+    if how == "sum":
+        return total, count, member.T
+    return total / (count[:, None] + 1e-6), count, member.T / (count[:, None] + 1e-6)

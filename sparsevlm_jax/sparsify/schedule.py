@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..checks import each, entries_of, real, refusal, settle, whole
-from .recycle import Rest
+from .recycle import Recycler
 
 _ANCHOR_TOKENS, _ANCHOR_LAYERS, _ANCHOR_DEPTH = 576, (2, 6, 15), 32
 
@@ -116,24 +116,47 @@ PLUS = Anchors(((64, (66, 34, 20)), (96, (246, 54, 28)), (128, (238, 108, 60)), 
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Static shape of a batch.
+
+    Attributes:
+        text: the most non-visual tokens in a row.
+        visual: the most visual tokens in a row.
+        images: the most pictures in a row.
+        fewest: the fewest visual tokens in a row that has any. The nearer it is to `visual`, the closer a fixed budget
+            bounds what its stages keep: a row with few tokens keeps all of them in every layer.
+    """
+
+    text: int
+    visual: int
+    images: int = 1
+    fewest: int = 1
+
+    @property
+    def capacity(self) -> int:
+        return self.text + self.visual
+
+
+@dataclass(frozen=True)
 class Geometry:
-    """What a schedule is made for.
+    """What a schedule is made for: tables have an entry for rows without visual tokens, and one for rows of `fewest` to
+    `visual`.
 
     Attributes:
         num_layers: decoder layers.
         layers: the layers after which tokens are pruned, increasing; -1 is before the first.
         visual: the largest number of visual tokens of a row.
-        visual_step: row counts are multiples of it (the tokens of one image); tables have one entry per multiple.
+        fewest: the smallest one that is not 0.
     """
 
     num_layers: int
     layers: tuple[int, ...]
     visual: int
-    visual_step: int = 1
+    fewest: int = 1
 
     @property
     def row_counts(self) -> np.ndarray:
-        return np.arange(self.visual // self.visual_step + 1) * self.visual_step
+        return np.concatenate([[0], np.arange(self.fewest, self.visual + 1)])
 
 
 class Flow(NamedTuple):
@@ -184,7 +207,7 @@ def check_layers(layers: Sequence[int], num_layers: int) -> None:
         )
 
 
-def simulate(wanted: np.ndarray, rows: np.ndarray, rest: Rest | None) -> Flow:
+def simulate(wanted: np.ndarray, rows: np.ndarray, recycle: Recycler | None) -> Flow:
     """The stages a row goes through when `wanted` [stages, rows] tokens are kept (at most what is there)."""
     entering, kept, candidates, merged = [], [], [], []
     now = rows
@@ -192,8 +215,8 @@ def simulate(wanted: np.ndarray, rows: np.ndarray, rest: Rest | None) -> Flow:
         entering.append(now)
         kept.append(np.minimum(stage, now))
         dropped = now - kept[-1]
-        candidates.append(rest.candidate_count(dropped) if rest else np.zeros_like(now))
-        merged.append(rest.merged_count(dropped, kept[-1]) if rest else np.zeros_like(now))
+        candidates.append(recycle.candidate_count(dropped) if recycle else np.zeros_like(now))
+        merged.append(recycle.merged_count(dropped, kept[-1]) if recycle else np.zeros_like(now))
         now = kept[-1] + merged[-1]
     shape = (len(wanted), len(rows))
     return Flow(*(np.array(field, int).reshape(shape) for field in (entering, kept, candidates, merged)))
@@ -218,7 +241,7 @@ def mean_entering_layers(flow: Flow, rows: np.ndarray, layers: Sequence[int], nu
 
 
 def kept_for_mean(
-    target: np.ndarray, rows: np.ndarray, geometry: Geometry, rest: Rest | None, curve: Curve
+    target: np.ndarray, rows: np.ndarray, geometry: Geometry, recycle: Recycler | None, curve: Curve
 ) -> np.ndarray:
     """Kept tokens per stage and row, [stages, rows], whose mean (the paper's count) is nearest to `target`.
 
@@ -231,7 +254,7 @@ def kept_for_mean(
         return np.maximum(np.floor(curve.shares(nominal, layers, depth) * rows + 0.5).astype(int), 1)
 
     def mean_at(nominal):
-        return mean_after_layers(simulate(kept_at(nominal), rows, rest), rows, layers, depth)
+        return mean_after_layers(simulate(kept_at(nominal), rows, recycle), rows, layers, depth)
 
     low, high = np.zeros(len(rows)), np.ones(len(rows))
     for _ in range(40):
@@ -240,7 +263,7 @@ def kept_for_mean(
         low, high = np.where(below, middle, low), np.where(below, high, middle)
     nearest = np.where(target - mean_at(low) <= mean_at(high) - target, low, high)
     nominal = target / np.maximum(rows, 1)
-    # An official schedule stands for its name only with its own rest: their means are less than a token off.
+    # An official schedule stands for its name only with its own recycler: their means are less than a token off.
     exact = curve.exact(target, rows, layers, depth) & (np.abs(mean_at(nominal) - target) < 1)
     nearest = np.where(exact, nominal, nearest)
     return np.where(target >= rows, rows, kept_at(nearest))

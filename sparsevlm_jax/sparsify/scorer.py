@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..checks import choice, flag, optional, real, settle
 from . import scores
 from .amount import Amount, Share, number_or_share
+from .needs import Need, Sizes
 from .stream import TokenStream, at_slots
 from .tower import ImageContext
 
@@ -38,9 +39,8 @@ class Ahead(NamedTuple):
 class StageInputs(NamedTuple):
     """What a stage sees. `visual_slot` and `rater_slot` say where the visual tokens and raters sit in the stream;
     `is_visual` and `is_rater` which entries are real. `attention` is None before the first layer. The first stage, in
-    which all visual tokens are present, image by image `visual_step` each, also sees the tower's `images`. `ahead` is
-    for scorers that ask what the rest of the decoder makes of hidden states. These are those behind the layer, unless
-    no part of the method reads them: then its feed-forward is yet to run."""
+    which all visual tokens are present, also sees what is known of the `images`. `ahead` is for scorers that ask what
+    the rest of the decoder makes of hidden states. A part that does not need "hidden" gets a stream without (None)."""
 
     stream: TokenStream
     attention: Attention | None
@@ -48,17 +48,37 @@ class StageInputs(NamedTuple):
     is_visual: Bool[Array, "B V"]
     rater_slot: Int[Array, "B R"]
     is_rater: Bool[Array, "B R"]
-    visual_step: int = 1
     images: ImageContext | None = None
     ahead: Ahead | None = None
 
     @property
+    def hidden(self) -> Float[Array, "B L D"]:
+        """The stream's hidden states.
+
+        Raises:
+            ValueError: a part asks whose `needs` do not name "hidden".
+        """
+        if self.stream.hidden is None:
+            raise ValueError("a part of a method reads hidden states, and its `needs` do not name 'hidden'")
+        return self.stream.hidden
+
+    @property
     def visual_hidden(self) -> Float[Array, "B V D"]:
-        return at_slots(self.stream.hidden, self.visual_slot)
+        return at_slots(self.hidden, self.visual_slot)
 
     @property
     def rater_hidden(self) -> Float[Array, "B R D"]:
-        return at_slots(self.stream.hidden, self.rater_slot)
+        return at_slots(self.hidden, self.rater_slot)
+
+    def known_images(self) -> ImageContext:
+        """`images`.
+
+        Raises:
+            ValueError: whoever runs the stage has not passed them.
+        """
+        if self.images is None:
+            raise ValueError("this method looks at what is known of the images: pass `images` to `decide`")
+        return self.images
 
     def decoder_ahead(self) -> Ahead:
         """`ahead`.
@@ -74,8 +94,8 @@ class StageInputs(NamedTuple):
 class Scores(NamedTuple):
     """`values`: one score per visual token, higher is better. Where attention was looked at: the raters' head-mean map
     onto visual tokens, and the heads that counted (None: all). `features` is what selection and recycling compare
-    tokens by (None: their hidden states). `order` is the turn at which each token of an image comes among those that
-    are left of it (None: as they stand)."""
+    tokens by (None: their hidden states). `order` is the turn at which each token comes among those of its row that
+    are left (None: as they stand)."""
 
     values: Float[Array, "B V"]
     attention_map: Float[Array, "B R V"] | None = None
@@ -85,15 +105,16 @@ class Scores(NamedTuple):
 
 
 class Scorer(Protocol):
-    """Anything that scores, as a frozen value. `needs_attention` is False for those that can act before layer 0. One
-    that reads `StageInputs.images` also has `needs_images = True`; it can serve a single stage. One that reads
-    `Ahead.attention` has `needs_next_layer = True`; no stage may follow the last layer. One that looks at no hidden
-    state says `reads_hidden = False`; see `SparsityConfig.reads_hidden`."""
+    """Anything that scores, as a frozen value."""
 
     @property
-    def needs_attention(self) -> bool: ...
+    def needs(self) -> frozenset[Need]: ...
 
     def __call__(self, inputs: StageInputs) -> Scores: ...
+
+    def cost(self, sizes: Sizes) -> int:
+        """Multiply-accumulates of the scores of one row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -120,14 +141,16 @@ class RaterScore:
         settle(self, heads=optional(number_or_share("heads")), gravity=flag, gravity_floor=floor, layer=layer)
 
     @property
-    def needs_attention(self) -> bool:
-        return self.layer == "this"
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"raters", "attention"} if self.layer == "this" else {"raters", "next_layer", "hidden"})
 
-    @property
-    def needs_next_layer(self) -> bool:
-        return self.layer == "next"
-
-    reads_hidden = needs_next_layer
+    def cost(self, sizes: Sizes) -> int:
+        """The paper's L_t L_v, and the projections of the next layer where these are looked at."""
+        attended = sizes.text * sizes.visual
+        if self.layer == "this":
+            return attended
+        keys = (sizes.text + sizes.visual) * sizes.key_width
+        return attended + sizes.dim * (sizes.text * sizes.query_width + keys)
 
     def head_count(self, heads: int) -> int | None:
         """Of a layer's `heads`; None for all of them.
@@ -168,4 +191,4 @@ class RaterScore:
         assert project is not None  # the config has refused a stage after the last layer
         stream = inputs.stream
         position = at_slots(stream.position_ids, inputs.rater_slot)
-        return project(inputs.rater_hidden, position).q, project(stream.hidden, stream.position_ids)
+        return project(inputs.rater_hidden, position).q, project(inputs.hidden, stream.position_ids)

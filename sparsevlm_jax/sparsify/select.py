@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .needs import Need, Sizes, needing
+
 
 class Selection(NamedTuple):
     """`order`: visual tokens from the highest score to the lowest, padding last; the first `count` of it are kept, and
@@ -40,26 +42,35 @@ def keep_first(order: Int[Array, "B V"], is_valid: Bool[Array, "B V"], count: In
 
 
 class Selector(Protocol):
-    """How scores become a selection, as a frozen value. `features` are the scorer's, or the tokens themselves, for
-    those that look at more than scores (one that does not says `reads_hidden = False`, see
-    `SparsityConfig.reads_hidden`); `capacity` bounds `count`, so a greedy selector needs that many steps."""
+    """How scores become a selection, as a frozen value. `features` are the scorer's; else the tokens themselves for one
+    that needs "hidden", and None for others. `capacity` bounds `count`, so a greedy selector needs that many steps."""
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
 
     def __call__(
         self,
         scores: Float[Array, "B V"],
-        features: Float[Array, "B V D"],
+        features: Float[Array, "B V F"] | None,
         is_valid: Bool[Array, "B V"],
         count: Int[Array, " B"],
         *,
         capacity: int,
     ) -> Selection: ...
 
+    def cost(self, sizes: Sizes) -> int:
+        """Multiply-accumulates of the selection in one row."""
+        ...
+
 
 @dataclass(frozen=True)
 class TopK:
     """The highest scores."""
 
-    reads_hidden = False
+    needs = needing()
 
     def __call__(self, scores, features, is_valid, count, *, capacity):
         return select(scores, is_valid, count)
+
+    def cost(self, sizes: Sizes) -> int:
+        return 0

@@ -9,16 +9,19 @@ B batch · L slots · R raters · V visual tokens · N heads · K kv heads · H 
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .budget import CountInputs
+from .budget import AdaptiveBudget, CountInputs
 from .config import SparsityConfig, StagePlan
-from .recycle import Recycled
+from .recycle import Recycled, RecycleInputs
 from .scorer import Ahead, Attention, Scores, StageInputs
 from .select import Selection, keep_first
 from .stream import TokenStream, at_slots, compact, slots_of, to_slots
 from .tower import ImageContext
+
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Decision(NamedTuple):
@@ -46,35 +49,36 @@ def decide(
     images: ImageContext | None = None,
     ahead: Ahead | None = None,
 ) -> Decision:
-    """Scores the visual tokens of `stream`, which has passed `plan.layer` (of a method without `reads_hidden`, that
-    layer's attention at least), and selects those that stay.
+    """Scores the visual tokens of `stream`, which has passed `plan.layer` (for a method that does not need "hidden",
+    that layer's attention at least), and selects those that stay.
 
     Args:
         attention: that layer's queries and keys; None before layer 0.
         visual_total: visual tokens of each row's prompt, before any pruning.
-        images: what the vision tower says of each visual token, at the first stage.
+        images: what is known of each visual token, at the first stage.
         ahead: what comes after the stage, for scorers that ask.
     """
     visual_slot, is_visual = slots_of(stream.is_visual, plan.visual)
     rater_slot, is_rater = slots_of(stream.is_rater, plan.bucket.text)
     visual_count, rater_count = is_visual.sum(axis=1), is_rater.sum(axis=1)
-    seen = (visual_slot, is_visual, rater_slot, is_rater)
-    inputs = StageInputs(stream, attention, *seen, visual_step=plan.bucket.visual_step, images=images, ahead=ahead)
+    asked = stream if "hidden" in config.score.needs else stream._replace(hidden=None)
+    inputs = StageInputs(asked, attention, visual_slot, is_visual, rater_slot, is_rater, images=images, ahead=ahead)
     scores = config.score(inputs)
     if plan.table is not None:
-        wanted = jnp.asarray(plan.table)[visual_total // plan.bucket.visual_step]
+        wanted = plan.kept_of(visual_total)
     else:
-        if scores.attention_map is None:
-            raise ValueError(f"{config.budget} counts by attention, which {type(config.score).__name__} does not give")
-        wanted = config.budget.count(CountInputs(visual_count, rater_count, scores.attention_map))
+        assert isinstance(config.budget, AdaptiveBudget)
+        wanted = config.budget.count(CountInputs(visual_count, rater_count, scores.attention_map, scores.values))
     bounded = jnp.minimum(wanted, plan.kept)
-    features = inputs.visual_hidden if scores.features is None else scores.features
+    features = scores.features
+    if features is None and "hidden" in config.select.needs:
+        features = at_slots(stream.hidden, visual_slot)
     selection = config.select(scores.values, features, is_visual, bounded, capacity=plan.kept)
     return Decision(visual_slot, visual_count, rater_slot, rater_count, scores, wanted, selection)
 
 
 def needed(stream: TokenStream, decision: Decision, plan: StagePlan) -> Bool[Array, "B L"]:
-    """The slots whose hidden states `apply` looks at, for a method without `reads_hidden`: text, kept tokens and
+    """The slots whose hidden states `apply` looks at, for a method that does not need "hidden": text, kept tokens and
     candidates, at most `plan.needed` of each row."""
     is_visual = jnp.arange(decision.visual_slot.shape[1]) < decision.visual_count[:, None]
     best = keep_first(decision.selection.order, is_visual, decision.selection.count + plan.candidates)
@@ -82,21 +86,22 @@ def needed(stream: TokenStream, decision: Decision, plan: StagePlan) -> Bool[Arr
     return (is_valid & ~stream.is_visual) | to_slots(best.is_kept, stream.is_visual)
 
 
-def reordered(stream: TokenStream, decision: Decision, step: int) -> TokenStream:
-    """`stream` whose kept visual tokens stand in the order that the scores say, image by image, `step` tokens each. A
-    token's position goes with it."""
+def reordered(stream: TokenStream, decision: Decision) -> TokenStream:
+    """`stream` whose kept visual tokens stand in the order that the scores say. A token's position goes with it."""
     is_kept, turn = decision.selection.is_kept, decision.scores.order
     assert turn is not None
     visual = jnp.arange(is_kept.shape[1])
-    last = jnp.iinfo(jnp.int32).max
-    wanted = jnp.argsort(jnp.where(is_kept, turn + visual // step * step, last), axis=1, stable=True)
+    wanted = jnp.argsort(jnp.where(is_kept, turn, jnp.iinfo(jnp.int32).max), axis=1, stable=True)
     standing = jnp.argsort(~is_kept, axis=1, stable=True)
     rows = jnp.arange(is_kept.shape[0])[:, None]
     source = jnp.broadcast_to(visual, is_kept.shape).at[rows, standing].set(wanted, unique_indices=True)
     # The dropped stand last in both orders, so each of them is its own source.
     slot = at_slots(decision.visual_slot, source)
     slot = jnp.where(stream.is_visual, to_slots(slot, stream.is_visual), jnp.arange(stream.is_visual.shape[1]))
-    return stream._replace(hidden=at_slots(stream.hidden, slot), position_ids=at_slots(stream.position_ids, slot))
+    hidden, position_ids, deepstack = jax.tree.map(
+        lambda field: at_slots(field, slot), (stream.hidden, stream.position_ids, stream.deepstack)
+    )
+    return stream._replace(hidden=hidden, position_ids=position_ids, deepstack=deepstack)
 
 
 def apply(
@@ -110,27 +115,36 @@ def apply(
     """The stream of `plan.capacity` slots that `decision` leaves, and how the dropped were recycled."""
     selection, slot = decision.selection, decision.visual_slot
     if decision.scores.order is not None:
-        stream = reordered(stream, decision, plan.bucket.visual_step)
+        stream = reordered(stream, decision)
     is_kept = ~stream.is_visual | to_slots(selection.is_kept, stream.is_visual)
     shorten = partial(compact, capacity=plan.capacity, positions=config.positions)
     if config.recycle is None or plan.candidates == 0:
         batch, _, dim = stream.hidden.shape
         nothing = jnp.zeros((batch, 0, *stream.position_ids.shape[2:]), jnp.int32)
         merged, count = jnp.zeros((batch, 0, dim), stream.hidden.dtype), jnp.zeros(batch, jnp.int32)
-        return shorten(stream, is_kept, merged, nothing, count, merged_size=jnp.zeros((batch, 0))), None
-    if config.size_aware and stream.size is None:
+        deepstack = jax.tree.map(lambda _: merged, stream.deepstack)
+        size = jnp.zeros((batch, 0))
+        return shorten(stream, is_kept, merged, nothing, count, merged_size=size, merged_deepstack=deepstack), None
+    if "sizes" in config.recycle.needs and stream.size is None:
         stream = stream._replace(size=jnp.ones(stream.is_visual.shape))
-    recycled = config.recycle(
-        at_slots(stream.hidden, slot),
-        selection,
-        decision.visual_count,
+    inputs = RecycleInputs(
+        hidden=at_slots(stream.hidden, slot),
+        selection=selection,
+        visual_count=decision.visual_count,
         candidate_capacity=plan.candidates,
         merged_capacity=plan.merged,
-        noise=noise,
         scores=decision.scores,
         size=None if stream.size is None else at_slots(stream.size, slot),
+        noise=noise,
     )
+    recycled = config.recycle(inputs)
     # No version defines kept positions together with recycling: a merged token takes its center's position.
     position = at_slots(stream.position_ids, at_slots(slot, recycled.centers))
+    candidate_slot = at_slots(slot, recycled.candidates)
+    deepstack = jax.tree.map(
+        lambda field: jnp.einsum("BMC,BCD->BMD", recycled.weights, at_slots(field, candidate_slot), precision=_HIGHEST),
+        stream.deepstack,
+    )
     merged, count = recycled.merged, recycled.merged_count
-    return shorten(stream, is_kept, merged, position, count, merged_size=recycled.size), recycled
+    left = shorten(stream, is_kept, merged, position, count, merged_size=recycled.size, merged_deepstack=deepstack)
+    return left, recycled

@@ -10,6 +10,7 @@ therefore moves the survivors forward, and a causal mask with key lengths stays 
 B batch · L slots · C capacity · V visual tokens · M merged tokens · A position axes · D model dim
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,11 @@ Positions = Literal["repack", "keep"]
 
 class TokenStream(NamedTuple):
     """Hidden states [B, L, D], their RoPE positions, which slots hold image tokens and which hold raters, [B, L], and
-    how many slots of each row are valid, [B]. `size`: how many tokens each stands for; None where that does not count.
+    how many slots of each row are valid, [B].
+
+    `size`: how many tokens each stands for; None where that does not count. `next_position`: that of the token which
+    decoding appends; None where nothing is decoded. `deepstack`: what is yet to be added to the hidden states after
+    layers 0, 1, ... (Meng et al., arXiv 2406.04334), 0 for words; None for a layer that has had it.
     """
 
     hidden: Float[Array, "B L D"]
@@ -31,6 +36,8 @@ class TokenStream(NamedTuple):
     is_rater: Bool[Array, "B L"]
     length: Int[Array, " B"]
     size: Float[Array, "B L"] | None = None
+    next_position: Int[Array, " B"] | None = None
+    deepstack: tuple[Float[Array, "B L D"] | None, ...] = ()
 
 
 def at_slots(field: Shaped[Array, "B L ..."], slot: Int[Array, "B S"]) -> Shaped[Array, "B S ..."]:
@@ -74,6 +81,7 @@ def compact(
     capacity: int,
     positions: Positions,
     merged_size: Float[Array, "B M"] | None = None,
+    merged_deepstack: Sequence[Float[Array, "B M D"] | None] = (),
 ) -> TokenStream:
     """Survivors in order, merged tokens directly behind the last kept visual token, then padding.
 
@@ -85,6 +93,7 @@ def compact(
         positions: "repack" renumbers 0, 1, 2, ... (SparseVLM v1 and v1.5), "keep" lets survivors keep their positions
             (SparseVLM+). Positions of several axes say where in a picture a token is: they cannot be renumbered.
         merged_size: what the merged tokens stand for, for a stream that has sizes.
+        merged_deepstack: what is to be added to them later, for a stream that has `deepstack`.
 
     Where a row keeps no visual token the merged ones take the place of the last dropped one.
 
@@ -126,6 +135,11 @@ def compact(
         is_rater=gather(stream.is_rater, False, False),
         length=length,
         size=None if stream.size is None else gather(stream.size, merged_size, 1),
+        next_position=length if positions == "repack" and stream.next_position is not None else stream.next_position,
+        deepstack=tuple(
+            None if field is None else gather(field, of_merged, 0)
+            for field, of_merged in zip(stream.deepstack, merged_deepstack, strict=True)
+        ),
     )
 
 

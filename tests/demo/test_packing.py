@@ -38,10 +38,10 @@ def test_packed_logits_are_those_of_each_question_alone(params):
             ids = np.array([[*PREFIX_IDS, *[tokenizer.IMAGE] * visual, *own[:used]]], np.int32)
             alone = prefill(
                 params,
-                PrefillInputs(jnp.asarray(ids), jnp.array([ids.shape[1]]), features[row : row + 1]),
+                PrefillInputs.of(jnp.asarray(ids), jnp.array([ids.shape[1]]), features[row : row + 1], tokenizer.IMAGE),
                 config=CONFIG,
                 sparsity=None,
-                bucket=Bucket(ids.shape[1] - visual, visual, visual),
+                bucket=Bucket(ids.shape[1] - visual, visual),
                 implementation="xla",
             )
             np.testing.assert_allclose(packed[row, place, used - 1], alone.logits[0], atol=2e-5)

@@ -32,14 +32,14 @@ def test_the_answer_starts_as_it_does_in_a_pruned_prefill(params):
     some = SparsityConfig.kept(60, 30, layers=(0, 1))
     told = jax.jit(lambda params: pruned.logits(params, DATA, CONFIG, some))(params)
     visual = CONFIG.tokens_per_image
-    bucket = Bucket(len(PREFIX_IDS) + SEGMENT, visual, visual)
+    bucket = Bucket(len(PREFIX_IDS) + SEGMENT, visual)
     ask = jax.jit(partial(prefill, config=CONFIG, sparsity=some, bucket=bucket, implementation="xla"))
     features = encode_images(params, jnp.asarray(DATA.pixel_values), config=CONFIG, implementation="xla")
     for place, own in enumerate(DATA.segments.ids[0]):
         asked = int((own == tokenizer.ASSISTANT).argmax()) + 1
         ids = np.array([[*PREFIX_IDS, *[tokenizer.IMAGE] * visual, *own]], np.int32)
         length = jnp.array([len(PREFIX_IDS) + visual + asked])
-        alone = ask(params, PrefillInputs(jnp.asarray(ids), length, features))
+        alone = ask(params, PrefillInputs.of(jnp.asarray(ids), length, features, tokenizer.IMAGE))
         np.testing.assert_allclose(told[0, place, asked - 1], alone.logits[0], atol=2e-5)
 
 

@@ -54,7 +54,7 @@ def stage(
     """What the method's first stage leaves of `stream`, whose hidden states' first feature is the token's number: the
     numbers and positions of all tokens."""
     visual = int(stream.is_visual.sum())
-    plan = config.plan(depth, Bucket(text=stream.length.item() - visual, visual=visual, visual_step=visual))[0]
+    plan = config.plan(depth, Bucket(text=stream.length.item() - visual, visual=visual))[0]
     decision = decide(stream, attention, jnp.array([visual]), plan, config, ahead=ahead)
     numbered = stream._replace(hidden=jnp.arange(stream.hidden.shape[1], dtype=jnp.float32)[None, :, None])
     left, _ = apply(numbered, decision, plan, config)

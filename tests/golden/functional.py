@@ -111,7 +111,7 @@ def _topk(entry: dict, recorded: dict, result: Comparison) -> None:
     name, visual = entry["name"], entry["v_token_num"]
     _, scores, is_visual = _scored(entry, recorded)
     kept = BUDGETS[entry["version"]][entry["retain"]][PRUNING_LAYERS.index(entry["layer"])]
-    geometry = Geometry(entry["layer"] + 1, (entry["layer"],), visual, max(visual, 1))
+    geometry = Geometry(entry["layer"] + 1, (entry["layer"],), visual)
     count = KeptTokens((kept,)).table(geometry, None)[0, -1:]
     selection = _select(scores, is_visual, jnp.asarray(count))
     result.close("selection", f"{name}.score", scores[:, :visual], recorded["score"])

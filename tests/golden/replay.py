@@ -107,9 +107,9 @@ def _inputs(config: LlavaConfig, recorded: dict, features: jax.Array) -> tuple[P
     ids = recorded["input_ids"][0]
     expanded = np.repeat(np.where(ids < 0, config.image_token_id, ids), np.where(ids < 0, features.shape[1], 1))
     visual = features.shape[0] * features.shape[1]
-    bucket = Bucket(text=-(-(len(expanded) - visual) // 16) * 16, visual=visual, visual_step=visual)
+    bucket = Bucket(text=-(-(len(expanded) - visual) // 16) * 16, visual=visual)
     padded = np.pad(expanded, (0, bucket.capacity - len(expanded)))[None].astype(np.int32)
-    return PrefillInputs(jnp.asarray(padded), jnp.asarray([len(expanded)]), features), bucket
+    return PrefillInputs.of(jnp.asarray(padded), jnp.asarray([len(expanded)]), features, config.image_token_id), bucket
 
 
 def _compare_raters(raters: Raters, recorded: dict, length: int, result: Comparison) -> None:

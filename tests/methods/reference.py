@@ -30,7 +30,9 @@ def rows_of(world) -> list[Row]:
     for b, length in enumerate(np.asarray(stream.length)):
         cut = lambda x, b=b, length=length: np.asarray(x[b, :length], np.float64)  # noqa: E731
         visual, raters = (np.flatnonzero(np.asarray(mask[b])) for mask in (stream.is_visual, stream.is_rater))
-        tower = [None if x is None else np.asarray(x[b, : len(visual)], np.float64) for x in images[2:]]
+        tower = [
+            None if x is None else np.asarray(x[b, : len(visual)], np.float64) for x in (images.size, images.order)
+        ]
         hidden, keys = cut(stream.hidden), cut(attention.k)
         heads = causal_attention(cut(attention.q), keys)
         q, k = (np.reshape(hidden @ np.float64(weight), (len(hidden), -1, keys.shape[2])) for weight in following)

@@ -47,7 +47,7 @@ def test_only_merging_inside_the_tower_makes_the_tower_cheaper(reports):
 def test_what_scoring_cost_is_the_methods_own_count(reports):
     stage = {name: trace.report["stages"][0] for name, trace in reports.items()}
     assert stage["visionzip"]["score"] == stage["tome"]["score"] == 0 and stage["divprune"]["select"] == 16 * 16 * 64
-    assert all(cost["raters"] == cost["cluster"] == 0 for cost in stage.values())
+    assert all(cost["raters"] == cost["recycle"] == 0 for cost in stage.values())
 
 
 def test_the_trace_tells_what_was_kept_and_what_became_of_the_rest(reports):

@@ -6,7 +6,7 @@ from sparsevlm_jax import methods
 from sparsevlm_jax.sparsify import Bucket, KeptTokens, PerImage, SparsityConfig
 
 PRUNED = sorted(set(methods.METHODS) - {"dense"})
-IMAGE = Bucket(text=20, visual=576, visual_step=576)
+IMAGE = Bucket(text=20, visual=576, fewest=576)
 
 
 def kept(config: SparsityConfig | None, depth: int = 32) -> list[int]:

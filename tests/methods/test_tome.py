@@ -1,11 +1,14 @@
 """Merging inside the tower: against plain NumPy, and the true price of it."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparsevlm_jax.methods.tome import PerImage, TokenMerging, merge_pairs
-from sparsevlm_jax.report import cost as accounting
+from sparsevlm_jax.models.families import llava
 from sparsevlm_jax.sparsify import MergedTokens
 
 from . import reference
@@ -73,12 +76,17 @@ def tower_by_hand(tree, pixels, counts):
     return x[1:], size[1:], origin[1:] - 1
 
 
+def by_image(encoded: Any) -> Any:
+    """What was packed, image by image."""
+    return jax.tree.map(lambda field: field.reshape(-1, 16, *field.shape[1:]), encoded)
+
+
 def test_the_whole_tower_is_the_papers(model):
     pixels = np.random.default_rng(3).normal(size=(2, 3, 28, 28))
     merging = TokenMerging(PerImage(5))
-    counts = merging.schedule(17, 3, 16)
+    counts = merging.schedule(17, 3, 16, class_tokens=1)
     assert counts == (13, 9, 6)
-    images = encode(model, jnp.asarray(pixels, jnp.float32), False, merging)
+    images = by_image(encode(model, jnp.asarray(pixels, jnp.float32), False, merging))
     assert images.context.size.sum(axis=1).tolist() == [16, 16], "every patch is in one token"
     for image in range(2):
         _, size, places = tower_by_hand(model, pixels[image], counts)
@@ -86,23 +94,21 @@ def test_the_whole_tower_is_the_papers(model):
         assert filled.tolist() == sorted(places)
         np.testing.assert_array_equal(images.context.size[image][places], size)
         assert images.context.order[image][places].tolist() == list(range(len(places)))
-        assert not images.features[image][np.asarray(images.context.size[image]) == 0].any()
+        assert not images.tokens[image][np.asarray(images.context.size[image]) == 0].any()
 
 
 def test_features_of_the_tower_are_the_papers(model):
-    from sparsevlm_jax.models.families import llava
-
     pixels = np.random.default_rng(4).normal(size=(1, 3, 28, 28))
     merging = TokenMerging(PerImage(5))
-    images = encode(model, jnp.asarray(pixels, jnp.float32), False, merging)
-    features, _, places = tower_by_hand(model, pixels[0], merging.schedule(17, 3, 16))
+    images = by_image(encode(model, jnp.asarray(pixels, jnp.float32), False, merging))
+    features, _, places = tower_by_hand(model, pixels[0], merging.schedule(17, 3, 16, class_tokens=1))
     expected = llava.project(model, jnp.asarray(features, jnp.float32), config=CONFIG)
-    np.testing.assert_allclose(images.features[0][places], expected, atol=2e-5)
+    np.testing.assert_allclose(images.tokens[0][places], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("left", [1, 2, 9, 64, 192, 288, 575, 576])
 def test_the_schedule_ends_where_the_budget_says_and_takes_as_many_in_every_layer(left):
-    counts = TokenMerging(PerImage(left)).schedule(577, 23, 576)
+    counts = TokenMerging(PerImage(left)).schedule(577, 23, 576, class_tokens=1)
     merged = -np.diff([577, *counts])
     assert counts[-1] == left + 1 and len(counts) == 23
     full = [m for m, entering in zip(merged, [577, *counts], strict=False) if m < (entering - 1) // 2]
@@ -113,8 +119,8 @@ def test_a_tower_that_cannot_merge_that_far_says_how_far():
     with pytest.raises(
         ValueError, match="2 layers and 16 tokens can merge down to 4 tokens of an image, the budget is 3"
     ):
-        TokenMerging(PerImage(3)).schedule(17, 2, 16)
-    assert TokenMerging(PerImage(4)).schedule(17, 2, 16) == (9, 5)
+        TokenMerging(PerImage(3)).schedule(17, 2, 16, class_tokens=1)
+    assert TokenMerging(PerImage(4)).schedule(17, 2, 16, class_tokens=1) == (9, 5)
 
 
 def test_flops_of_a_merging_tower_are_counted_layer_by_layer():
@@ -124,5 +130,6 @@ def test_flops_of_a_merging_tower_are_counted_layer_by_layer():
     for entering, leaving in ((17, 13), (13, 9), (9, 6)):
         macs += 4 * entering * d * d + 2 * entering**2 * d + 2 * leaving * d * m
         macs += (entering // 2) * (entering - entering // 2) * vision.head_dim
-    assert accounting.encoder_flops(3, CONFIG, merging) == 2 * 3 * macs < accounting.encoder_flops(3, CONFIG)
-    assert accounting.encoder_flops(3, CONFIG, TokenMerging(PerImage(16))) == accounting.encoder_flops(3, CONFIG)
+    dense = llava.encoder_flops(CONFIG, [16] * 3)
+    assert llava.encoder_flops(CONFIG, [16] * 3, merging) == 2 * 3 * macs < dense
+    assert llava.encoder_flops(CONFIG, [16] * 3, TokenMerging(PerImage(16))) == dense

@@ -107,13 +107,14 @@ def test_every_count_gives_the_tokens_that_loops_give(name, count, tower):
 def test_tokens_merge_before_the_projector_which_is_not_linear(model, name, count):
     pixels = jnp.asarray(np.random.default_rng(5).normal(size=(IMAGES, 3, 28, 28)), jnp.float32)
     _, merging = reducing(name, count)
-    images = encode(model, pixels, False, merging)
+    packed = encode(model, pixels, False, merging)
+    images = jax.tree.map(lambda field: field.reshape(IMAGES, PATCHES, *field.shape[1:]), packed)
     clip = bind(ClipVisionModel, CONFIG.vision, model["vision_tower"])
     seen = clip.output(pixels, CONFIG.tower_layers, implementation="xla")
     before = merging.reduce(seen, count)
     project = functools.partial(llava.project, model, config=CONFIG)
     rows = jnp.arange(IMAGES)[:, None]
-    np.testing.assert_allclose(images.features[rows, before.origin - 1], project(before.hidden), atol=2e-5)
+    np.testing.assert_allclose(images.tokens[rows, before.origin - 1], project(before.hidden), atol=2e-5)
     assert jnp.count_nonzero(images.context.size, axis=1).tolist() == [count] * IMAGES
     assert images.context.order[rows, before.origin - 1].tolist() == [list(range(count))] * IMAGES
     after = merging.reduce(seen._replace(hidden=project(seen.hidden)), count).hidden
@@ -130,7 +131,7 @@ def test_prumerge_asks_the_layer_after_the_features_and_visionzip_the_one_before
     projection["kernel"] = -projection["kernel"]
     for name in NAMES:
         _, merging = reducing(name, 6)
-        one, other = (encode(params, pixels, False, merging).features for params in (model, changed))
+        one, other = (encode(params, pixels, False, merging).tokens for params in (model, changed))
         assert bool((one == other).all()) == (name == "visionzip")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from sparsevlm_jax import methods
 from sparsevlm_jax.methods import TokenBudget
 from sparsevlm_jax.models.nn.rope import inverse_frequencies
+from sparsevlm_jax.processing import Layout, square_picture
 from sparsevlm_jax.sparsify import (
     Ahead,
     Attention,
@@ -28,7 +29,7 @@ from sparsevlm_jax.sparsify import (
 )
 
 STEP, DEPTH = 16, 32  # tokens of one image, a 4 x 4 grid; layers
-BUCKET = Bucket(text=8, visual=2 * STEP, visual_step=STEP)
+BUCKET = Bucket(text=8, visual=2 * STEP, images=2)
 HEADS, KV_HEADS, HEAD_DIM, DIM, TOWER_HEADS, TOWER_DIM = 4, 2, 8, 12, 2, 6
 BEFORE, QUESTION, IMAGES = (2, 1, 3), (5, 6, 4), (2, 1, 0)  # of each row: words before the images, after, images
 
@@ -90,6 +91,9 @@ def make_world(config: SparsityConfig, *, seed: int = 0, dtype=jnp.float32, same
         context = ImageContext(size=jnp.asarray(size, jnp.float32), order=jnp.asarray(order))
     else:
         context = ImageContext(jnp.asarray(cls_attention, jnp.float32), jnp.asarray(keys, dtype))
+    layout = Layout.of([square_picture(4)] * 2)
+    media, cell = (jnp.broadcast_to(field, (rows, *field.shape)) for field in (layout.media, layout.cell))
+    context = context._replace(media=media, cell=cell)
     positions = np.broadcast_to(np.arange(length), is_visual.shape)
     stream = TokenStream(
         jnp.asarray(hidden, dtype),
@@ -108,6 +112,14 @@ class StageRun(NamedTuple):
     decision: Decision
     left: TokenStream
     recycled: Recycled | None
+
+
+def planned(world: World, plan: StagePlan, row: int) -> int:
+    """How many tokens the plan keeps of a row; where the tower chooses, what it has left."""
+    if plan.table is not None:
+        return plan.table[IMAGES[row] * STEP]
+    assert world.images.size is not None
+    return int((world.images.size[row, : IMAGES[row] * STEP] > 0).sum())
 
 
 def run_stage(world: World, config: SparsityConfig) -> StageRun:

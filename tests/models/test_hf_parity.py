@@ -16,6 +16,7 @@ import torch
 from sparsevlm_jax.checkpoints.sources import load_checkpoint
 from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.models.families.family import language_model
 from sparsevlm_jax.models.nn.params import bind
 from sparsevlm_jax.models.towers.clip import ClipVisionModel
 from sparsevlm_jax.processing import PixelConfig, ProcessedInputs, Processor
@@ -23,7 +24,7 @@ from sparsevlm_jax.runtime.batching import assemble
 from sparsevlm_jax.runtime.decode import generate
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill, start
 from sparsevlm_jax.runtime.segment import last_logits, run_segment
-from tests.parity import Pair, assert_close, torch_inputs
+from tests.parity import Pair, assert_close, processed, torch_inputs
 from tests.tiny import IMAGE_SIZE, random_image, save_llava, tiny_llava, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,8 @@ def inputs_of(pair: Pair, rows: ProcessedInputs, params: dict) -> tuple[PrefillI
     features = jnp.zeros((0, pair.config.tokens_per_image, pair.config.text.hidden_size))
     if len(batch.pixel_values):
         features = encode(params, batch.pixel_values, config=pair.config)
-    return PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features), batch.bucket
+    ids, length = jnp.asarray(batch.input_ids), jnp.asarray(batch.length)
+    return PrefillInputs.of(ids, length, features, pair.config.image_token_id), batch.bucket
 
 
 @VISION
@@ -109,8 +111,8 @@ def test_hidden_states_after_every_layer_and_logits_of_every_token(pair, row):
 
     @jax.jit
     def run(params, prompt):
-        lm = llava.language_model(params, pair.config)
-        stream, _ = start(lm, prompt, config=pair.config, sparsity=None, bucket=bucket)
+        lm = language_model(params, pair.config)
+        stream, _ = start(lm, prompt, sparsity=None, bucket=bucket)
         hidden = [stream.hidden]
         for layer in range(pair.config.text.num_hidden_layers):
             stream = run_segment(lm, stream, range(layer, layer + 1), None, implementation="xla", whole=True).stream
@@ -148,11 +150,11 @@ def their_greedy(pair: Pair, inputs: ProcessedInputs) -> np.ndarray:
 @torch.no_grad()
 def test_sixteen_greedy_tokens_of_a_ragged_batch_are_those_of_each_row_alone(pair):
     singles = [process(pair, row) for row in range(3)]
-    batch = ProcessedInputs(
+    batch = processed(
+        pair.config,
         [inputs.input_ids[0] for inputs in singles],
         np.concatenate([inputs.pixel_values for inputs in singles]),
         tuple(inputs.images_per_row[0] for inputs in singles),
-        tuple(range(sum(inputs.images_per_row[0] for inputs in singles))),
     )
     np.testing.assert_array_equal(greedy(pair, batch), np.stack([their_greedy(pair, inputs) for inputs in singles]))
 

@@ -16,7 +16,7 @@ from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.siglip import modeling_siglip
 
-from sparsevlm_jax.models.nn import known_fields as known
+from sparsevlm_jax.hf import known_fields as known
 
 CLASSES = {
     transformers.LlavaConfig: known.LLAVA,

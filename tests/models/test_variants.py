@@ -13,9 +13,10 @@ import transformers
 
 from sparsevlm_jax.checkpoints.sources import load_checkpoint
 from sparsevlm_jax.convert import export_hf
+from sparsevlm_jax.hf import known_fields
 from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.models.families import llava
-from sparsevlm_jax.models.nn import known_fields
+from sparsevlm_jax.models.families.family import language_model
 from sparsevlm_jax.runtime.batching import assemble
 from sparsevlm_jax.runtime.prefill import PrefillInputs, start
 from sparsevlm_jax.runtime.segment import run_segment
@@ -97,9 +98,11 @@ def test_an_exported_variant_is_loaded_by_transformers_and_computes_the_same(pai
 def test_scoring_sees_the_frequencies_that_the_decoder_turns_by(pair):
     batch = assemble(one_row(pair.config, images=0, words=5), pair.config, new_tokens=1)
     features = jnp.zeros((0, pair.config.tokens_per_image, pair.config.text.hidden_size))
-    inputs = PrefillInputs(jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features)
-    lm = llava.language_model(pair.params, pair.config)
-    stream, _ = start(lm, inputs, config=pair.config, sparsity=None, bucket=batch.bucket)
+    inputs = PrefillInputs.of(
+        jnp.asarray(batch.input_ids), jnp.asarray(batch.length), features, pair.config.image_token_id
+    )
+    lm = language_model(pair.params, pair.config)
+    stream, _ = start(lm, inputs, sparsity=None, bucket=batch.bucket)
     attention = run_segment(lm, stream, range(1), None, implementation="xla").attention
     assert attention is not None
     expected = pair.theirs.model.language_model.rotary_emb.inv_freq.numpy()

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.sparsify import Geometry, KeptTokens, RankDeficit, RankScale, Recycle, Share, Tokens
+from sparsevlm_jax.sparsify import (
+    Bucket,
+    Geometry,
+    KeptTokens,
+    PerImage,
+    RankDeficit,
+    RankScale,
+    Recycle,
+    Share,
+    Tokens,
+)
 from sparsevlm_jax.sparsify.budget import CountInputs
 
 
@@ -53,44 +63,44 @@ def test_anything_else_is_refused_by_name_and_at_once(text):
     assert len(str(caught.value)) < 400
 
 
-def geometry(*layers: int, visual: int = 40, images: int = 1) -> Geometry:
-    return Geometry(8, layers, visual * images, visual)
+def kept(budget: KeptTokens, *layers: int, visual: int = 40, images: int = 1, recycle: Recycle | None = None) -> list:
+    """What each stage keeps of rows with no image, one, ... of `visual` tokens."""
+    return budget.table(Geometry(32, layers, visual * images), recycle)[:, ::visual].tolist()
 
 
 def test_kept_tokens_drop_at_least_one_token_a_stage_and_none_of_nothing():
-    table = KeptTokens((100, 5)).table(geometry(1, 3), None)
-    assert table.tolist() == [[0, 39], [0, 5]]
-    assert KeptTokens((100, 100, 100)).table(geometry(1, 3, 5), None).tolist() == [[0, 39], [0, 38], [0, 37]]
+    assert kept(KeptTokens((100, 5)), 1, 3) == [[0, 39], [0, 5]]
+    assert kept(KeptTokens((100, 100, 100)), 1, 3, 5) == [[0, 39], [0, 38], [0, 37]]
 
 
 def test_kept_tokens_count_merged_ones_when_they_clamp():
     # 40 -> 39 + 1 merged -> 39 + 1 merged: nothing is gained, as in the official code.
-    assert KeptTokens((100, 100)).table(geometry(1, 3), Recycle()).tolist() == [[0, 39], [0, 39]]
+    assert kept(KeptTokens((100, 100)), 1, 3, recycle=Recycle()) == [[0, 39], [0, 39]]
 
 
 def test_kept_tokens_are_for_each_row_whatever_its_images():
-    assert KeptTokens((50,)).table(geometry(1, images=2), None).tolist() == [[0, 39, 50]]
+    assert kept(KeptTokens((50,)), 1, images=2) == [[0, 39, 50]]
 
 
 def test_kept_tokens_need_one_number_a_stage():
     with pytest.raises(ValueError, match=r"pruning layers \(1, 3\), got \(5,\)"):
-        KeptTokens((5,)).table(geometry(1, 3), None)
+        kept(KeptTokens((5,)), 1, 3)
     wrong: Any = {(): "list of at least 1", (-1,): "whole number >= 0", (2.5,): "number of kept tokens .* or a share"}
-    for kept, expected in wrong.items():
+    for tokens, expected in wrong.items():
         with pytest.raises(ValueError, match=f"kept.* must be a {expected}"):
-            KeptTokens(kept)
+            KeptTokens(tokens)
 
 
 def test_kept_tokens_are_numbers_or_shares_of_the_prompts_and_may_be_all():
-    parsed = [KeptTokens.parse(kept) for kept in ("1/2, 1/4,0.125", (Fraction(1, 2), 0.25, Share(Fraction(1, 8))))]
+    parsed = [KeptTokens.parse(tokens) for tokens in ("1/2, 1/4,0.125", (Fraction(1, 2), 0.25, Share(Fraction(1, 8))))]
     assert parsed[0] == parsed[1] and parsed[0].number(1) is None
-    assert parsed[0].table(Geometry(32, (7, 15, 23), 1152, 576), None).tolist() == [
+    assert kept(parsed[0], 7, 15, 23, visual=576, images=2) == [
         [0, 288, 576],
         [0, 144, 288],
         [0, 72, 144],
     ]
-    assert KeptTokens.parse("576").table(Geometry(32, (1,), 576, 576), None).tolist() == [[0, 576]]
-    assert KeptTokens((576,)).table(Geometry(32, (1,), 576, 576), None).tolist() == [[0, 575]]
+    assert kept(KeptTokens.parse("576"), 1, visual=576) == [[0, 576]]
+    assert kept(KeptTokens((576,)), 1, visual=576) == [[0, 575]]
     assert KeptTokens.parse(192) == KeptTokens.parse("192") == KeptTokens.parse([192])
 
 
@@ -133,8 +143,27 @@ def test_smooth_ranks_count_too():
 
 
 def test_capacity_bounds_what_a_stage_keeps():
-    assert (RankScale(capacity=7).bound(20, 9), RankScale(capacity=70).bound(20, 9), RankScale().bound(20, 9)) == (
-        7,
-        20,
-        20,
+    bucket = Bucket(9, 20)
+    assert [RankScale(capacity=capacity).bound(20, bucket) for capacity in (7, 70, None)] == [7, 20, 20]
+
+
+def test_a_budget_for_each_image_is_bounded_by_their_number():
+    bucket = Bucket(9, 90, images=3)
+    assert [PerImage(20).bound(90, bucket), PerImage(40).bound(90, bucket)] == [60, 90]
+    # 45 tokens in parts of 3 images, each rounded half up: at most a half more each.
+    assert (
+        PerImage(Share(Fraction(1, 2))).bound(90, bucket) == 46
+        and PerImage(Share(Fraction(1, 1000))).bound(90, bucket) == 3
     )
+    halves = [sum(PerImage(Share(Fraction(1, 2))).of(part) for part in parts) for parts in ((29, 30, 31), (29, 29, 32))]
+    assert halves == [46, 46]
+
+
+def test_a_budget_for_each_image_counts_what_the_tower_has_left():
+    inputs = CountInputs(jnp.array([4]), jnp.array([1]), None, jnp.array([[2.0, 0.0, 1.0, 0.0]]))
+    assert PerImage(2).count(inputs).tolist() == [2]
+
+
+def test_a_rank_needs_the_raters_attention():
+    with pytest.raises(ValueError, match=r"RankScale.* counts by the raters' attention, which .* does not give"):
+        RankScale().count(CountInputs(jnp.array([4]), jnp.array([1]), None))

@@ -24,7 +24,7 @@ from sparsevlm_jax.sparsify import Bucket, Geometric, KeptTokens, RankScale, Rat
 from sparsevlm_jax.sparsify.config import StagePlan, _plan
 from sparsevlm_jax.sparsify.schedule import V15, Geometry
 
-DEPTH, BUCKET = 32, Bucket(text=8, visual=64, visual_step=32)
+DEPTH, BUCKET = 32, Bucket(text=8, visual=64)
 NOT_IN_A_CONFIG = {Bucket, StagePlan, Geometry}  # made by the library itself, of counts
 #: What every number may be written as, and what equals it in Python without being meant.
 ONES = (

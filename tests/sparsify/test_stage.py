@@ -41,14 +41,14 @@ METHODS = {"v1.5": V15, "SparseVLM+": PLUS, "rank": RANK, "paper": PAPER}
 
 @functools.partial(jax.jit, static_argnames=("config", "plan"))
 def run(stream, attention, *, config: SparsityConfig, plan: StagePlan):
-    attention = Attention(*attention, inverse_frequencies(HEAD_DIM, 1e4))
+    attention = Attention(attention[0], attention[1], inverse_frequencies(HEAD_DIM, 1e4))
     decision = decide(stream, attention, stream.is_visual.sum(axis=1), plan, config)
     return decision, *apply(stream, decision, plan, config)
 
 
 def stage(rows, config, *, text=8, images=2, dtype: Any = jnp.float32) -> Any:
     """Rows of `random_row`, padded to a bucket, through one stage; NumPy arrays, which slice without compiling."""
-    bucket = Bucket(text, images * STEP, STEP)
+    bucket = Bucket(text, images * STEP)
     (plan,) = config.plan(2, bucket)
 
     def padded(name):
@@ -182,7 +182,7 @@ def test_of_equal_scores_the_first_tokens_stay():
 def test_a_single_visual_token_is_dropped_and_recycled_or_kept_but_never_nan():
     row = random_row(7)
     row["is_visual"] = np.arange(16) == 2
-    bucket = Bucket(20, 1, 1)
+    bucket = Bucket(20, 1)
     (plan,) = V15.plan(2, bucket)
     fields = {key: jnp.array(value[None]) for key, value in row.items()}
     stream = TokenStream(
@@ -197,7 +197,7 @@ def array(*shape, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-LONG = Bucket(text=64, visual=1152, visual_step=576)
+LONG = Bucket(text=64, visual=1152)
 
 
 def shapes_of_a_stage(config, plant=lambda stream: stream):

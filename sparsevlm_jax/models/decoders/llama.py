@@ -18,9 +18,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from ..nn.hf_config import ConfigReader
+from ...hf.known_fields import LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, ROPE_SPELLINGS
+from ...hf.reader import ConfigReader
 from ..nn.hf_rope import read_rope
-from ..nn.known_fields import LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, ROPE_SPELLINGS
 from ..nn.linear import apart, linear, matmul
 from ..nn.rope import RopeScaling, Rotary, inverse_frequencies, of_axes, rotary, rotate
 

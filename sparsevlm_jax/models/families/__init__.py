@@ -1,1 +1,8 @@
-"""Vision-language models, a file each: which tower, which decoder, and how pictures become tokens of a prompt."""
+"""Vision-language models, a file each: which tower, which decoder, and how pictures become tokens of a prompt.
+
+Importing this enters them into the registry; see `family`.
+"""
+
+from . import llava
+
+__all__ = ["llava"]

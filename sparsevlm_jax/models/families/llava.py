@@ -1,30 +1,32 @@
 """LLaVA-1.5 (Liu et al., arXiv 2310.03744): CLIP features, a two-layer projector, a Llama that reads them as tokens.
 
-Two pure functions, each a jit boundary of its own so that one encoded image serves many questions:
-`encode_images` (tower and projector) and `embed` (ids to embeddings, image tokens filled in). The layers in between
-are walked by `sparsevlm_jax.runtime.prefill`.
+`encode` is tower and projector; what they make of a picture the decoder reads as tokens (see `family`).
 
-B batch · L tokens · I images · V visual tokens of one image · D model dim
+I images · V visual tokens of one image · D model dim
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from ...hf.known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
+from ...hf.reader import ConfigReader
+from ...processing import Picture, Processor, square_picture
 from ...sparsify.tower import ImageContext, MergedTokens, TowerMerging, TowerReduction
 from ..decoders.llama import CausalLM, LlamaConfig
 from ..nn.attention import Implementation
-from ..nn.hf_config import ConfigReader
-from ..nn.known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
 from ..nn.linear import linear
 from ..nn.params import bind
 from ..towers import TOWERS, bind_tower, config_class, module_of
-from ..towers.vision_transformer import ACTIVATIONS, VisionConfig
+from ..towers.clip import ClipVisionConfig
+from ..towers.vision_transformer import ACTIVATIONS, VisionConfig, vision_layer_macs
+from .family import Encoded, Family, register
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class LlavaConfig:
             raise ValueError(f"vision_feature_select_strategy = {self.vision_feature_select_strategy!r}, {complaint}")
         if not 0 <= self.pad_token_id < self.text.vocab_size:
             raise ValueError(f"pad_token_id = {self.pad_token_id}, expected one of {self.text.vocab_size} token ids")
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the square that the tower sees, in pixels."""
+        return self.vision.image_size
+
+    @property
+    def picture(self) -> Picture:
+        """Where the tokens of a picture are: rows of patches, after the class token where it is kept."""
+        return square_picture(self.vision.patches_per_side, first=self.vision.class_tokens - self.skipped_tokens)
 
     @property
     def tokens_per_image(self) -> int:
@@ -118,6 +130,14 @@ class LlavaConfig:
         )
         read.done()
         return cls(**result)
+
+    def describe_vision(self) -> str:
+        """The tower, and how many tokens a picture becomes."""
+        vision = self.vision
+        return (
+            f"{vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} pixels in patches of "
+            f"{vision.patch_size}: {self.tokens_per_image} tokens an image"
+        )
 
     def to_hf(self) -> dict:
         """The `config.json` that `from_hf` reads back to an equal config, in the spelling every transformers reads."""
@@ -248,11 +268,10 @@ def encode_images(
     return project(params, features, config=config)
 
 
-class EncodedImages(NamedTuple):
-    """Visual embeddings, and what the tower says of each token where a method asked."""
-
-    features: Float[Array, "I V D"]
-    context: ImageContext | None
+def _packed(features: Float[Array, "I V D"], context: ImageContext | None = None) -> Encoded:
+    """Picture after picture."""
+    tokens, context = jax.tree.map(lambda field: field.reshape(-1, *field.shape[2:]), (features, context))
+    return Encoded(tokens, context)
 
 
 def encode(
@@ -263,8 +282,9 @@ def encode(
     implementation: Implementation,
     context: bool = False,
     merging: TowerMerging | TowerReduction | None = None,
-) -> EncodedImages:
-    """`encode_images` for methods that look into the tower, or act in it or between it and the projector.
+) -> Encoded:
+    """`encode_images`, packed, and what methods want that look into the tower, or act in it or between it and the
+    projector.
 
     Args:
         context: give the class token's attention, where there is one, and the keys of the layer that the features come
@@ -282,7 +302,7 @@ def encode(
         return _encode_merged(params, pixel_values, config, implementation, merging)
     if not context:
         features = encode_images(params, pixel_values, config=config, implementation=implementation)
-        return EncodedImages(features, None)
+        return _packed(features)
     features, attention = _features_and_attention(params, pixel_values, config, implementation)
     if attention is None:
         raise ValueError(f"no layer runs before vision_feature_layer = {config.vision_feature_layer}: no attention")
@@ -290,7 +310,7 @@ def encode(
     first = config.skipped_tokens
     attended = cls_attention(q, k)[:, first:] if config.vision.class_tokens else None
     seen = ImageContext(cls_attention=attended, keys=k[:, first:])
-    return EncodedImages(project(params, features, config=config), seen)
+    return _packed(project(params, features, config=config), seen)
 
 
 def _encode_merged(
@@ -299,10 +319,10 @@ def _encode_merged(
     config: LlavaConfig,
     implementation: Implementation,
     merging: TowerMerging | TowerReduction,
-) -> EncodedImages:
+) -> Encoded:
     if len(config.feature_layers) > 1:
         raise ValueError(f"merging in the tower needs one vision_feature_layer, got {config.vision_feature_layer}")
-    if not config.vision.class_tokens and getattr(merging, "needs_class_token", True):
+    if not config.vision.class_tokens and "class_token" in merging.needs:
         raise ValueError(
             f"this method needs the class token of the vision tower, and a {config.vision.model_type} has none; those "
             "that choose in the language model or by the features (sparsevlm, fastv, divprune, ...) do without"
@@ -311,7 +331,7 @@ def _encode_merged(
     first = config.skipped_tokens
     visual = config.tokens_per_image
     if not isinstance(merging, TowerReduction):
-        counts = merging.schedule(config.vision.num_patches + 1, config.tower_layers, visual)
+        counts = merge_schedule(config, merging)
         tokens = tower.merged(pixel_values, config.tower_layers, merging=merging, counts=counts)
         tokens = MergedTokens(*(field[:, first:] for field in tokens))
     elif (count := merging.count(visual)) < config.vision.num_patches:
@@ -327,30 +347,64 @@ def _encode_merged(
     order = empty.astype(jnp.int32).at[images, place].set(jnp.arange(features.shape[1]), unique_indices=True)
     spread = jnp.zeros((*empty.shape, features.shape[-1]), features.dtype)
     spread = spread.at[images, place].set(features, unique_indices=True)
-    return EncodedImages(spread, ImageContext(size=size, order=order))
+    return _packed(spread, ImageContext(size=size, order=order))
 
 
-#: The parts of a parameter tree that `language_model` reads; `encode` reads the others.
-DECODER = ("language_model", "lm_head")
+def merge_schedule(config: LlavaConfig, merging: TowerMerging) -> tuple[int, ...]:
+    """Tokens that leave each layer of the tower that runs."""
+    tokens = config.vision.num_patches + config.vision.class_tokens
+    return merging.schedule(
+        tokens, config.tower_layers, config.tokens_per_image, class_tokens=config.vision.class_tokens
+    )
 
 
-def language_model(params: dict, config: LlavaConfig) -> CausalLM:
-    return bind(CausalLM, config.text, {k: params[k] for k in DECODER if k in params})
+def encoder_flops(
+    config: LlavaConfig, pictures: Sequence[int], merging: TowerMerging | TowerReduction | None = None
+) -> int:
+    """Exact matmul FLOPs of the layers of the tower that run, and of the projector, for as many pictures as there are
+    `pictures`; with `merging`, over the tokens that are left, the merging included."""
+    vision, width = config.vision, config.text.hidden_size
+    entering = n = vision.num_patches + vision.class_tokens
+    visual = config.tokens_per_image
+    counts, extra = (n,) * config.tower_layers, 0
+    if merging and not isinstance(merging, TowerReduction):
+        counts = merge_schedule(config, merging)
+        extra = sum(
+            merging.cost(before, after, vision.head_dim) for before, after in zip((n, *counts), counts, strict=False)
+        )
+    tower = vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
+    for leaving in counts:
+        tower += vision_layer_macs(vision, n, leaving)
+        n = leaving
+    projected = visual - (entering - n)
+    if isinstance(merging, TowerReduction) and merging.count(visual) < vision.num_patches:
+        projected = merging.count(visual)
+        extra = merging.cost(vision.num_patches, projected, vision.hidden_size, vision.head_dim)
+    projector = projected * (config.feature_size * width + width * width)
+    return 2 * len(pictures) * (tower + projector + extra)
 
 
-def embed(
-    lm: CausalLM,
-    input_ids: Int[Array, "B L"],
-    is_visual: Bool[Array, "B L"],
-    image_features: Float[Array, "I V D"],
-) -> Float[Array, "B L D"]:
-    """Token embeddings with the image tokens replaced, in row-major order, by the rows of `image_features`.
+def dummy() -> LlavaConfig:
+    """Four patches by four, a tower of two layers, a decoder of four: for tests and examples."""
+    vision = ClipVisionConfig(32, 64, 2, 2, image_size=16, patch_size=4)
+    text = LlamaConfig(448, 32, 64, 4, 4, 2, 8, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=1024)
+    return LlavaConfig(vision=vision, text=text, image_token_id=400)
 
-    The caller has checked that there are as many image tokens as features; spare images at the end are not read.
-    """
-    hidden = lm.language_model.embed(jnp.where(is_visual, 0, input_ids))
-    if image_features.size == 0:
-        return hidden
-    order = jnp.cumsum(is_visual.reshape(-1)).reshape(is_visual.shape) - 1
-    rows = image_features.reshape(-1, image_features.shape[-1]).astype(hidden.dtype)
-    return jnp.where(is_visual[..., None], rows[jnp.clip(order, 0, rows.shape[0] - 1)], hidden)
+
+def _is_llava(table: Mapping[str, Any]) -> bool:
+    """HF's form; the original code's, also of model_type "llava", is put into it first."""
+    return table.get("model_type") == "llava"
+
+
+register(
+    Family(
+        name="llava",
+        config=LlavaConfig,
+        matches=_is_llava,
+        modules=modules,
+        encode=encode,
+        encoder_flops=encoder_flops,
+        processor=Processor,
+        dummy=dummy,
+    )
+)

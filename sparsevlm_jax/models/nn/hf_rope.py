@@ -6,7 +6,7 @@ Version 4 has `rope_theta` and `rope_scaling` ({"type": ...}, later {"rope_type"
 
 from typing import Any
 
-from .hf_config import FLOAT_MAX, ConfigReader
+from ...hf.reader import FLOAT_MAX, ConfigReader
 from .rope import LinearScaling, Llama3Scaling, RopeScaling
 
 _KEYS = {

@@ -85,7 +85,7 @@ def angles(
     position = position_ids.astype(jnp.float32)
     if position.ndim == 2:
         return position[..., None] * (frequencies if frequencies.ndim == 1 else frequencies.sum(axis=0))
-    return sum(position[..., axis, None] * row for axis, row in enumerate(frequencies))
+    return jnp.stack([position[..., axis, None] * row for axis, row in enumerate(frequencies)]).sum(axis=0)
 
 
 def rotary(position_ids: Int[Array, "B T *A"], frequencies: Float[Array | np.ndarray, "*A half"]) -> Rotary:

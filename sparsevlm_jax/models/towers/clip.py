@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ...sparsify.tower import MergedTokens, TowerMerging
-from ..nn.attention import full_attention
-from ..nn.known_fields import CLIP_VISION
+from ...hf.known_fields import CLIP_VISION
 from ..nn.linear import linear
 from .vision_transformer import VisionConfig, VisionTransformer, layer_norm, patchify
 
@@ -59,29 +57,3 @@ class ClipVisionModel(VisionTransformer):
     def embed(self, pixel_values: Float[Array, "I 3 height width"]) -> Float[Array, "I T D"]:
         dtype = self.embeddings.class_embedding[...].dtype
         return self.pre_layrnorm(self.embeddings(pixel_values.astype(dtype)))
-
-    def merged(
-        self,
-        pixel_values: Float[Array, "I 3 height width"],
-        index: int,
-        *,
-        merging: TowerMerging,
-        counts: tuple[int, ...],
-    ) -> MergedTokens:
-        """Hidden state `index` of a tower that merges down to `counts` tokens, layer by layer.
-
-        Attention is proportional: a token counts as many times as it stands for. That is a bias, so XLA computes it.
-        """
-        x = self.embed(pixel_values)
-        images, first, _ = x.shape
-        tokens = MergedTokens(x, jnp.ones((images, first)), jnp.broadcast_to(jnp.arange(first), (images, first)))
-        for layer, count in zip(self.running(index), counts, strict=True):
-            bias = jnp.log(tokens.size) if tokens.size.shape[1] < first else None
-
-            def attend(q, k, v, bias=bias):
-                return full_attention(q, k, v, implementation="xla", key_bias=bias), k
-
-            x, keys = layer.attend(tokens.hidden, attend)
-            tokens = merging.merge(tokens._replace(hidden=x), keys, count)
-            tokens = tokens._replace(hidden=layer.feed_forward(tokens.hidden))
-        return tokens

@@ -12,8 +12,8 @@ from typing import Self
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..nn.hf_config import ConfigReader
-from ..nn.known_fields import SIGLIP_VISION
+from ...hf.known_fields import SIGLIP_VISION
+from ...hf.reader import ConfigReader
 from ..nn.linear import linear
 from .vision_transformer import VisionConfig, VisionTransformer, patchify
 

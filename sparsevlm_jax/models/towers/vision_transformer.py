@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ...sparsify.tower import TowerOutput
+from ...hf.reader import ConfigReader
+from ...sparsify.tower import MergedTokens, TowerMerging, TowerOutput
 from ..nn.attention import Implementation, full_attention
-from ..nn.hf_config import ConfigReader
 from ..nn.linear import linear
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -215,9 +216,41 @@ class VisionTransformer(nnx.Module):
         cls_query = cls_query[:, 0] if self.class_tokens else None
         return TowerOutput(hidden, *attention, cls_query, full_keys)
 
+    def merged(
+        self,
+        pixel_values: Float[Array, "I 3 height width"],
+        index: int,
+        *,
+        merging: TowerMerging,
+        counts: tuple[int, ...],
+    ) -> MergedTokens:
+        """Hidden state `index` of a tower that merges down to `counts` tokens, layer by layer.
+
+        Attention is proportional: a token counts as many times as it stands for. That is a bias, so XLA computes it.
+        """
+        x = self.embed(pixel_values)
+        images, first, _ = x.shape
+        tokens = MergedTokens(x, jnp.ones((images, first)), jnp.broadcast_to(jnp.arange(first), (images, first)))
+        for layer, count in zip(self.running(index), counts, strict=True):
+            bias = jnp.log(tokens.size) if tokens.size.shape[1] < first else None
+
+            def attend(q, k, v, bias=bias):
+                return full_attention(q, k, v, implementation="xla", key_bias=bias), k
+
+            x, keys = layer.attend(tokens.hidden, attend)
+            tokens = merging.merge(tokens._replace(hidden=x), keys, count, class_tokens=self.class_tokens)
+            tokens = tokens._replace(hidden=layer.feed_forward(tokens.hidden))
+        return tokens
+
     def running(self, index: int) -> list[Layer]:
         """The layers before hidden state `index`."""
         return list(self.encoder.layers)[: range(len(self.encoder.layers) + 1)[index]]
+
+
+def vision_layer_macs(config: VisionConfig, entering: int, leaving: int) -> int:
+    """Multiply-accumulates of a layer: attention over `entering` tokens, of which `leaving` pass the MLP."""
+    d, m = config.hidden_size, config.intermediate_size
+    return 4 * entering * d * d + 2 * entering * entering * d + 2 * leaving * d * m
 
 
 def layer_norm(config: VisionConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

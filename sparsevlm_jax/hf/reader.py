@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ...errors import CheckpointWarning
+from ..errors import CheckpointWarning
 from .known_fields import DROPPED, FIXED, INERT, QUANTISED
 
 FLOAT_MAX = 3e38  # what a float32 holds

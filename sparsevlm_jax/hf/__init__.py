@@ -1,0 +1,1 @@
+"""Hugging Face's configs: what their classes know, and reading one strictly."""
