@@ -1,6 +1,6 @@
 """Tiny random LLaVA checkpoints as `transformers` writes them, with tokenizer and processor; no network needed.
 
-`transformers` 5 saves a fresh model under names that no hub file has (layout D in `convert/names.py`), so the
+`transformers` 5 saves a fresh model under names that no hub file has (layout D in `convert/tables.py`), so the
 weights are renamed here: to layout A, the hub's, unless another one is asked for.
 """
 
