@@ -53,12 +53,18 @@ def export_hf(
         overwrite: replace `target` if it is a checkpoint folder.
 
     Raises:
-        CheckpointError: the parameters are not those of the config, or the folder cannot be written.
+        CheckpointError: the parameters are not those of the config, `transformers` has no class for such a model, or
+            the folder cannot be written.
 
     Warns:
         CheckpointWarning: some weights hold NaN or infinity in `dtype`; it names them.
     """
     leaves, table = flatten(params), table_of(config)
+    if config.projector_layers != 2:
+        raise CheckpointError(
+            f"a model of projector_layers = {config.projector_layers} has no Hugging Face form: the projectors of "
+            "transformers have 2"
+        )
     check_params("the parameters to export", config, leaves)
     not_finite: list[str] = []
 

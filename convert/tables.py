@@ -15,9 +15,10 @@ to `_FAMILIES`.
 """
 
 from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.models.families.llava import MAX_PROJECTOR_LAYERS
 
 from .parts import HEAD, LLAMA, VISION_TRANSFORMER
-from .rows import Names, Part, Table, linear
+from .rows import Names, Part, Row, Table, layer_norm, linear
 
 _TOWER_PREFIXES = (
     "vision_tower.vision_model.",
@@ -36,8 +37,15 @@ _TEXT_PREFIXES = (
     "language_model.",
     "model.",
 )
-_PROJECTOR = Names(rows=linear("linear_{1|2}"))
-_ORIGINAL_PROJECTOR = Names(rows=(*linear("0", "linear_1"), *linear("2", "linear_2")))
+_PROJECTOR = Names(rows=(*layer_norm("projector_layernorm"), *linear("linear_#")))
+# A bare linear layer (LLaVA-1.0), or a sequence whose odd places are activations.
+_ORIGINAL_PROJECTOR = Names(
+    rows=(
+        *(row for i in range(MAX_PROJECTOR_LAYERS) for row in linear(f"{2 * i}", f"linear_{i + 1}")),
+        Row("weight", "linear_1.kernel"),
+        Row("bias", "linear_1.bias"),
+    )
+)
 
 LLAVA = Table(
     parts=(

@@ -91,6 +91,7 @@ def layout(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
             (r"model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
             (r"model\.multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
             (r"model\.multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
+            (r"model\.multi_modal_projector\.", "model.mm_projector."),
         ),
     }[name]
 

@@ -23,6 +23,8 @@ MODELS: dict[str, tuple[dict, dict]] = {
     "qwen2": ({}, {"model_type": "qwen2"}),
     "qwen3": ({}, {"model_type": "qwen3", "attention_bias": True}),
     "biases everywhere": ({}, {"attention_bias": True, "mlp_bias": True}),
+    "vipllava": ({"model_type": "vipllava", "vision_feature_layers": [-2, 1]}, {}),
+    "four layers in the projector": ({"projector_layers": 4}, {}),
     "no biases in the projector": ({"multimodal_projector_bias": False}, {}),
 }
 
