@@ -28,7 +28,7 @@ from ..towers import TOWERS, bind_tower, config_class, module_of
 from ..towers.vision_transformer import ACTIVATIONS, VisionConfig
 
 MAX_PROJECTOR_LAYERS = 4
-# Of configs that HF has no class for: written by `to_hf` where it is another, for `from_hf` alone to read.
+# Fields that no class of HF has, with what absent means: `to_hf` writes any other value, for `from_hf` alone to read.
 _OWN = {"projector_layers": 2}
 _KNOWN = {
     "llava": {**LLAVA, **LLAVA_SPELLINGS, **_OWN},
@@ -163,11 +163,8 @@ class LlavaConfig:
         """The `config.json` that `from_hf` reads back to an equal config, in the spelling every transformers reads."""
         eos = list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0]
         ids = {"bos_token_id": self.bos_token_id, "eos_token_id": eos or None, "pad_token_id": self.pad_token_id}
-        layer = (
-            list(self.vision_feature_layer)
-            if isinstance(self.vision_feature_layer, tuple)
-            else self.vision_feature_layer
-        )
+        layer = self.vision_feature_layer
+        layer = list(layer) if isinstance(layer, tuple) else layer
         if self.model_type == "vipllava":
             architecture = "VipLlavaForConditionalGeneration"
             own: dict = {"vision_feature_layers": layer, "projector_layernorm_eps": self.projector_layernorm_eps}
