@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repea
 
 from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.convert.export import export_tensor
+from sparsevlm_jax.convert.tables import table_of
 from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.sparsify import SparsityConfig, StagePlan
 
@@ -41,12 +42,14 @@ def build(config: LlavaConfig, params: dict, dtype: torch.dtype, device: str) ->
     finally:
         torch.set_default_dtype(torch.float32)
     model.tie_weights()
-    own = model.state_dict()
+    own, names = model.state_dict(), table_of(config)
     missing = set(own)
     with torch.no_grad():
         for name, leaf in flatten(params).items():
             array = np.asarray(leaf)
-            exported, tensor = export_tensor(name, array.shape, array.dtype, functools.partial(np.asarray, array))
+            exported, tensor = export_tensor(
+                names, name, array.shape, array.dtype, functools.partial(np.asarray, array)
+            )
             old = next(old for old in _RENAMED if exported.startswith(old))
             renamed = _RENAMED[old] + exported.removeprefix(old)
             renamed = renamed if renamed in own else renamed.replace(".vision_model.", ".")

@@ -11,15 +11,20 @@ from sparsevlm_jax.checkpoints.jsonfile import read_json
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.hf.known_fields import LLAVA_VISION
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
+from sparsevlm_jax.models.families.llava import MAX_PROJECTOR_LAYERS
 
 from .kinds import ORIGINAL_TYPES, is_original, read_llava_json
 
 CLIP_L_336 = {"model_type": "clip_vision_model", **LLAVA_VISION}
-KNOWN_TOWERS = {"clip-vit-large-patch14-336": CLIP_L_336}  # by the end of a hub id, or of somebody's path to a copy
+KNOWN_TOWERS = {  # by the end of a hub id, or of somebody's path to a copy
+    "clip-vit-large-patch14": CLIP_L_336 | {"image_size": 224},
+    "clip-vit-large-patch14-336": CLIP_L_336,
+}
+_PROJECTOR_LAYERS = {"linear": 1} | {f"mlp{layers}x_gelu": layers for layers in range(1, MAX_PROJECTOR_LAYERS + 1)}
 
-# Fields of the original config with the values that mean LLaVA-1.5 as implemented here.
+# Fields of the original config with the values that mean a LLaVA as implemented here.
 _IMPLEMENTED = {
-    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_projector_type": tuple(_PROJECTOR_LAYERS),
     "mm_resampler_type": (None,),
     "mm_use_im_start_end": (None, False),
     "mm_use_im_patch_token": (None, False),
@@ -28,6 +33,7 @@ _IMPLEMENTED = {
     "image_aspect_ratio": (None, "pad", "square"),
     "tune_mm_vision_resampler": (None, False),
     "s2": (None, False),
+    "sep_image_conv_front": (None, False),
 }
 # Fields that say how it was trained, that only other settings make count, or that are read elsewhere.
 _NOT_FOR_TEXT = frozenset(
@@ -70,8 +76,9 @@ def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "co
     """The original LLaVA's config in the form `LlavaConfig.from_hf` reads.
 
     Raises:
-        UnsupportedConfig: naming every field whose value means another model than LLaVA-1.5.
+        UnsupportedConfig: naming every field whose value means another model than a LLaVA as implemented here.
     """
+    config = {"mm_projector_type": "linear", **config}  # absent from those of LLaVA-1.0
     complaints = [
         f"{name} = {config.get(name)!r}, implemented: {', '.join(map(repr, allowed))}"
         for name, allowed in _IMPLEMENTED.items()
@@ -96,6 +103,7 @@ def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "co
         "image_token_index": config.get("vocab_size", 32000),
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": strategy,
+        "projector_layers": _PROJECTOR_LAYERS[config["mm_projector_type"]],
         "text_config": {"model_type": decoder} | {k: v for k, v in config.items() if k not in known},
         "vision_config": vision_config,
     }

@@ -1,11 +1,9 @@
-"""Writes parameters as a Hugging Face folder, in layout A of `names`: that of the hub, which every version loads.
+"""Writes parameters as a Hugging Face folder, in layout A of `tables`: that of the hub, which every version loads.
 
 One tensor is in host memory at a time: a safetensors header can be written before its data.
 """
 
 import json
-import math
-import re
 import struct
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,33 +23,14 @@ from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
 from sparsevlm_jax.models import LlavaConfig
 
 from .files import has_weights
-from .names import Row, as_is
+from .rows import Table, shape_after
 from .safetensors import DTYPES
+from .tables import table_of
 from .tensors import StoredTensor, is_finite
 
 # What a header takes at most, beyond the names in it: itself, and one entry.
 _HEADER_BYTES, _ENTRY_BYTES = 64, 160
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def matmul_to_conv(kernel: np.ndarray) -> np.ndarray:
-    """Kernel (D, 3*p*p) -> Conv (D, 3, p, p); the inverse of `names.conv_to_matmul`."""
-    patch = math.isqrt(kernel.shape[1] // 3)
-    return kernel.reshape(-1, 3, patch, patch)
-
-
-# The inverse of `names.LLAVA`, into layout A: first the leaf and its array, then the part.
-_LEAVES = (
-    Row(r"(.*\.patch_embedding)\.kernel", r"\1.weight", matmul_to_conv),
-    Row(r"(.*)\.(?:kernel|scale|embedding)", r"\1.weight"),
-    Row(r"(.*\.(?:bias|class_embedding))", r"\1"),
-)
-_PARTS = (
-    ("vision_tower.", "vision_tower.vision_model."),
-    ("language_model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-    ("multi_modal_projector.", "multi_modal_projector."),
-)
 
 
 def export_hf(
@@ -74,12 +53,18 @@ def export_hf(
         overwrite: replace `target` if it is a checkpoint folder.
 
     Raises:
-        CheckpointError: the parameters are not those of the config, or the folder cannot be written.
+        CheckpointError: the parameters are not those of the config, `transformers` has no class for such a model, or
+            the folder cannot be written.
 
     Warns:
         CheckpointWarning: some weights hold NaN or infinity in `dtype`; it names them.
     """
-    leaves = flatten(params)
+    leaves, table = flatten(params), table_of(config)
+    if config.projector_layers != 2:
+        raise CheckpointError(
+            f"a model of projector_layers = {config.projector_layers} has no Hugging Face form: the projectors of "
+            "transformers have 2"
+        )
     check_params("the parameters to export", config, leaves)
     not_finite: list[str] = []
 
@@ -91,15 +76,15 @@ def export_hf(
         return array
 
     tensors = dict(
-        export_tensor(name, leaf.shape, jnp.dtype(dtype or leaf.dtype), partial(fetch, name))
+        export_tensor(table, name, leaf.shape, jnp.dtype(dtype or leaf.dtype), partial(fetch, name))
         for name, leaf in leaves.items()
     )
     files = {} if processor_files_from is None else processor_files(processor_files_from, config)
     with new_folder(target, overwrite=overwrite, replaceable=has_weights) as work:
         write_shards(work, tensors, max_shard_bytes=max_shard_bytes)
         saved_in = sorted({str(tensor.dtype) for tensor in tensors.values()})
-        table = config.to_hf() | ({"torch_dtype": saved_in[0]} if len(saved_in) == 1 else {})
-        (work / "config.json").write_text(json.dumps(table, indent=2) + "\n")
+        fields = config.to_hf() | ({"torch_dtype": saved_in[0]} if len(saved_in) == 1 else {})
+        (work / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         for name, content in files.items():
             (work / name).write_bytes(content)
     if not_finite:
@@ -124,26 +109,16 @@ def write_shards(folder: Path, tensors: Mapping[str, StoredTensor], *, max_shard
 
 
 def export_tensor(
-    name: str, shape: tuple[int, ...], dtype: np.dtype, fetch: Callable[[], np.ndarray]
+    table: Table, name: str, shape: tuple[int, ...], dtype: np.dtype, fetch: Callable[[], np.ndarray]
 ) -> tuple[str, StoredTensor]:
     """A parameter's name on disk, and its array as a tensor that is fetched only when it is written."""
-    exported, transform = _export_name(name)
-    stored_shape = transform(np.broadcast_to(np.zeros((), np.int8), shape)).shape
-    return exported, StoredTensor(stored_shape, dtype, Path(), lambda: np.ascontiguousarray(transform(fetch())))
-
-
-def _export_name(name: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-    for row in _LEAVES:
-        match = re.fullmatch(row.pattern, name)
-        if match:
-            renamed, transform = match.expand(row.target), row.transform
-            break
-    else:
-        renamed, transform = name, as_is
-    for part, exported in _PARTS:
-        if renamed.startswith(part):
-            return exported + renamed.removeprefix(part), transform
-    raise CheckpointError(f"the parameter {name!r} has no name in the Hugging Face layout")
+    entry = table.by_parameter(name)
+    if entry is None:
+        raise CheckpointError(f"the parameter {name!r} has no name in the Hugging Face layout")
+    write = entry.transform.write
+    return entry.stored, StoredTensor(
+        shape_after(write, shape), dtype, Path(), lambda: np.ascontiguousarray(write(fetch()))
+    )
 
 
 def _pack(tensors: Mapping[str, StoredTensor], limit: int) -> list[dict[str, StoredTensor]]:

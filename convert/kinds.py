@@ -10,10 +10,14 @@ from sparsevlm_jax.processing import PROCESSOR_FILES
 
 from .files import has_weights
 
-SUPPORTED = "LLaVA-1.5 as transformers saves it (model_type 'llava') or as the original code does"
+HF_TYPES = ("llava", "vipllava")
+SUPPORTED = (
+    "LLaVA with a decoder like Llama and a CLIP or SigLIP tower, as transformers saves it (model_type 'llava' or "
+    "'vipllava') or as the original code does (1.0 and 1.5)"
+)
 ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}  # -> the decoder's
 
-# Families by model_type, for the message alone.
+# Other families by model_type, for the message alone.
 _FAMILIES = {
     "blip-2": "BLIP-2",
     "gemma3": "Gemma 3",
@@ -27,6 +31,7 @@ _FAMILIES = {
     "llava_qwen": "LLaVA with Qwen2, in the original code's layout",
     "minicpmv": "MiniCPM-V",
     "mistral3": "Mistral Small 3",
+    "mobilevlm": "MobileVLM",
     "mllama": "Llama 3.2 Vision",
     "paligemma": "PaliGemma",
     "phi3_v": "Phi-3-vision",
@@ -38,14 +43,13 @@ _FAMILIES = {
     "qwen3_vl_moe": "Qwen3-VL, mixture of experts",
     "smolvlm": "SmolVLM",
     "video_llava": "Video-LLaVA",
-    "vipllava": "VipLLaVA",
 }
 _TOWERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "dinov2")
 _DECODERS = ("gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 def read_llava_json(folder: str | Path) -> dict:
-    """The table in `config.json` of a folder that holds a LLaVA-1.5, in either layout.
+    """The table in `config.json` of a folder that holds a LLaVA, in either layout.
 
     Raises:
         CheckpointError: the folder is an adapter, or has no `config.json`, or that is no JSON table.
@@ -88,7 +92,7 @@ def _without_config(folder: Path) -> str:
 
 
 def _unsupported(config: dict) -> str | None:
-    """What a config is of, unless it is a LLaVA-1.5."""
+    """What a config is of, unless it is a LLaVA."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return f"model_type {kind!r} says no kind of model"
@@ -96,7 +100,7 @@ def _unsupported(config: dict) -> str | None:
         return f"this is a vision tower (model_type {kind!r}), a part of a model"
     if kind in _DECODERS and not is_original(config):
         return f"this is a language model without vision (model_type {kind!r}), a part of a model"
-    if not (kind == "llava" or (is_original(config) and kind in ORIGINAL_TYPES)):
+    if not (kind in HF_TYPES or (is_original(config) and kind in ORIGINAL_TYPES)):
         name = f" ({_FAMILIES[kind]})" if kind in _FAMILIES else ""
         return f"model_type {kind!r}{name} is not supported"
     for field in QUANTISED:

@@ -23,10 +23,13 @@ from .config import read_config
 from .files import open_weights
 from .fused import unfused
 from .kinds import is_original, read_llava_json
-from .names import CLIP, CLIP_IGNORED, LLAVA_IGNORED, Group, Source, assign, layout_of
+from .names import Group, Source, assign
+from .rows import Table
+from .tables import CLIP, table_of
 from .tensors import StoredTensor, is_finite
 
 _TOWER = "vision_tower"
+_HEAD, _EMBEDDING = "lm_head.kernel", "language_model.embed_tokens.embedding"
 
 
 def read_params(
@@ -103,18 +106,20 @@ def describe(
     checkpoint's vision tower may lie in a folder of its own."""
     kind = "original" if is_original(read_llava_json(folder)) else "huggingface"
     config = read_config(folder, vision_tower=vision_tower)
-    tensors = open_weights(folder, ignored=LLAVA_IGNORED)
-    return kind, layout_of(tensors), [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()], config
+    table = table_of(config)
+    tensors = open_weights(folder, ignored=table.ignored)
+    return kind, table.layout_of(tensors), [(tensor.shape, str(tensor.dtype)) for tensor in tensors.values()], config
 
 
 def _plan(
     folder: Path, config: LlavaConfig, vision_tower: str | Path | None, without: tuple[str, ...]
 ) -> tuple[dict[str, tuple[int, ...]], list[Group]]:
     """Every parameter to fill, and the tensors to fill them from."""
-    tensors = open_weights(folder, ignored=LLAVA_IGNORED)
+    table = table_of(config)
+    tensors = open_weights(folder, ignored=table.ignored)
     tower = {}
     if vision_tower is not None and not _has_tower(tensors):
-        tower = open_weights(vision_tower, ignored=CLIP_IGNORED)
+        tower = open_weights(vision_tower, ignored=CLIP.ignored)
     layers = config.text.num_hidden_layers + (0 if _TOWER in without else config.vision.num_hidden_layers)
     if layers > len(tensors) + len(tower):  # before a tree of that many layers is built
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")
@@ -122,8 +127,8 @@ def _plan(
     targets = {name: leaf.shape for name, leaf in flatten(tree).items()}
     tensors = unfused(tensors, config.text)
     if config.text.tie_word_embeddings:
-        tensors = _tied(folder, tensors)
-    return targets, [Group(tensors), Group(tower, CLIP)]
+        tensors = _tied(folder, tensors, table)
+    return targets, [Group(tensors, table), Group(tower, CLIP)]
 
 
 def _has_tower(names: Iterable[str]) -> bool:
@@ -139,32 +144,33 @@ def settle_head(folder: str | Path, config: LlavaConfig) -> LlavaConfig:
     Warns:
         CheckpointWarning: the config ties what the weights do not.
     """
-    if not config.text.tie_word_embeddings or not _differ(
-        *_head_and_embedding(open_weights(folder, ignored=LLAVA_IGNORED))
-    ):
+    if not config.text.tie_word_embeddings:
+        return config
+    table = table_of(config)
+    if not _differ(*_head_and_embedding(open_weights(folder, ignored=table.ignored), table)):
         return config
     message = f"{folder}: the config ties the head to the embeddings, but the weights of both differ: they stay apart"
     warnings.warn(message, CheckpointWarning, stacklevel=2)
     return replace(config, text=replace(config.text, tie_word_embeddings=False))
 
 
-def _tied(folder: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _tied(folder: Path, tensors: dict[str, StoredTensor], table: Table) -> dict[str, StoredTensor]:
     """Leaves one of a tied head and its embedding: a writer may save both, or the head alone."""
-    head, embedding = _head_and_embedding(tensors)
+    head, embedding = _head_and_embedding(tensors, table)
     if head is None:
         return tensors
-    if embedding is None:
-        return {"model.embed_tokens.weight" if tensor is head else name: tensor for name, tensor in tensors.items()}
     if _differ(head, embedding):
         raise CheckpointError(f"{folder}: the config ties the embeddings, but the head differs from them")
-    return {name: tensor for name, tensor in tensors.items() if tensor is not head}
+    rest = {name: tensor for name, tensor in tensors.items() if tensor is not head}
+    entry = table.by_parameter(_EMBEDDING)
+    return {**rest, entry.stored: head} if embedding is None and entry is not None else rest
 
 
-def _head_and_embedding(tensors: dict[str, StoredTensor]) -> tuple[StoredTensor | None, StoredTensor | None]:
-    def find(ending: str) -> StoredTensor | None:
-        return next((tensor for name, tensor in tensors.items() if name.endswith(ending)), None)
-
-    return find("lm_head.weight"), find("embed_tokens.weight")
+def _head_and_embedding(
+    tensors: dict[str, StoredTensor], table: Table
+) -> tuple[StoredTensor | None, StoredTensor | None]:
+    stored = {entry.parameter: tensors[name] for name in tensors if (entry := table.by_stored(name))}
+    return stored.get(_HEAD), stored.get(_EMBEDDING)
 
 
 def _differ(head: StoredTensor | None, embedding: StoredTensor | None) -> bool:

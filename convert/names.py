@@ -1,18 +1,8 @@
-"""Names of PyTorch weights -> this library's parameters: one regex table for LLaVA, total on both sides.
-
-The same model is found under four sets of names, by the version of `transformers` that wrote it, and under those of the
-original code (haotian-liu/LLaVA). X stands for the names inside a part:
-
-    layout    written by              language model          head                    vision tower
-    A         4.36 to 4.57; the hub   language_model.model.X  language_model.lm_head  vision_tower.vision_model.X
-    B         4.52 to 4.57 in memory  model.language_model.X  lm_head                 model.vision_tower.vision_model.X
-    C         5.x in memory           model.language_model.X  lm_head                 model.vision_tower.X
-    D         5.x, saved afresh       language_model.model.X  language_model.lm_head  vision_tower.X
-    original  haotian-liu/LLaVA       model.X                 lm_head                 model.vision_tower twice, as in B
-"""
+"""Finds the stored tensor behind every parameter by a family's table, total on both sides: nothing is left over."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,24 +10,10 @@ import numpy as np
 
 from sparsevlm_jax.errors import CheckpointError
 
+from .rows import AS_IS, Table, shape_after
 from .tensors import FLOATS, StoredTensor, natural
 
-
-def as_is(stored: np.ndarray) -> np.ndarray:
-    return stored
-
-
-def conv_to_matmul(stored: np.ndarray) -> np.ndarray:
-    """Conv (D, 3, p, p) over non-overlapping patches -> kernel (D, 3*p*p) on patches flattened in (C, pH, pW) order."""
-    return stored.reshape(stored.shape[0], -1)
-
-
-class Row(NamedTuple):
-    """A source name (matched in full), the target it fills, and how the stored array becomes the target (a view)."""
-
-    pattern: str
-    target: str
-    transform: Callable[[np.ndarray], np.ndarray] = as_is
+LISTED = 40  # names that an error lists of each kind; a checkpoint of other names would have hundreds
 
 
 class Source(NamedTuple):
@@ -46,91 +22,6 @@ class Source(NamedTuple):
     name: str
     tensor: StoredTensor
     transform: Callable[[np.ndarray], np.ndarray]
-
-
-LISTED = 40  # names that an error lists of each kind; a checkpoint of other names would have hundreds
-
-_TEXT = r"(?:language_model\.model|model\.language_model(?:\.model)?|language_model|model)\."
-_TOWER = r"(?:model\.)?(?:vision_tower\.){1,2}(?:vision_model\.)?"
-_PROJECTOR = r"(?:model\.)?multi_modal_projector\."
-_LAYER = r"layers\.([0-9]+)\."
-_BLOCK = r"encoder\.layers\.([0-9]+)\."
-
-
-def _tower_rows(prefix: str) -> tuple[Row, ...]:
-    embeddings = "vision_tower.embeddings"
-    linears = r"self_attn\.(?:q|k|v|out)_proj|mlp\.fc[12]"
-    return (
-        Row(prefix + r"embeddings\.class_embedding", f"{embeddings}.class_embedding"),
-        Row(prefix + r"embeddings\.patch_embedding\.weight", f"{embeddings}.patch_embedding.kernel", conv_to_matmul),
-        Row(prefix + r"embeddings\.patch_embedding\.bias", f"{embeddings}.patch_embedding.bias"),
-        Row(prefix + r"embeddings\.position_embedding\.weight", f"{embeddings}.position_embedding.embedding"),
-        Row(prefix + r"(pre_layrnorm|post_layernorm)\.weight", r"vision_tower.\1.scale"),
-        Row(prefix + r"(pre_layrnorm|post_layernorm)\.bias", r"vision_tower.\1.bias"),
-        Row(prefix + _BLOCK + r"(layer_norm[12])\.weight", r"vision_tower.encoder.layers.\1.\2.scale"),
-        Row(prefix + _BLOCK + rf"({linears})\.weight", r"vision_tower.encoder.layers.\1.\2.kernel"),
-        Row(prefix + _BLOCK + rf"(layer_norm[12]|{linears})\.bias", r"vision_tower.encoder.layers.\1.\2.bias"),
-    )
-
-
-LLAVA = (
-    Row(_TEXT + r"embed_tokens\.weight", "language_model.embed_tokens.embedding"),
-    Row(
-        _TEXT + _LAYER + r"(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.weight",
-        r"language_model.layers.\1.\2.kernel",
-    ),
-    Row(
-        _TEXT + _LAYER + r"(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.bias",
-        r"language_model.layers.\1.\2.bias",
-    ),
-    Row(
-        _TEXT + _LAYER + r"((?:input|post_attention)_layernorm|self_attn\.[qk]_norm)\.weight",
-        r"language_model.layers.\1.\2.scale",
-    ),
-    Row(_TEXT + r"norm\.weight", "language_model.norm.scale"),
-    Row(r"(?:language_model\.)?lm_head\.weight", "lm_head.kernel"),
-    Row(_PROJECTOR + r"(linear_[12])\.weight", r"multi_modal_projector.\1.kernel"),
-    Row(_PROJECTOR + r"(linear_[12])\.bias", r"multi_modal_projector.\1.bias"),
-    Row(r"model\.mm_projector\.0\.weight", "multi_modal_projector.linear_1.kernel"),
-    Row(r"model\.mm_projector\.0\.bias", "multi_modal_projector.linear_1.bias"),
-    Row(r"model\.mm_projector\.2\.weight", "multi_modal_projector.linear_2.kernel"),
-    Row(r"model\.mm_projector\.2\.bias", "multi_modal_projector.linear_2.bias"),
-    *_tower_rows(_TOWER),
-)
-# Buffers that old versions saved, every one recomputed from the config; and SigLIP's head, which pools all patches.
-LLAVA_IGNORED = (
-    r".*\.rotary_emb\.(?:inv_freq|cos_cached|sin_cached)",
-    r".*\.embeddings\.position_ids",
-    _TOWER + r"head\..*",
-)
-
-# A CLIP folder of its own, as the original LLaVA reads its tower: the text half of a full CLIPModel is left alone.
-CLIP = _tower_rows(r"(?:vision_model\.)?")
-CLIP_IGNORED = (
-    r"(?:vision_model\.)?embeddings\.position_ids",
-    r"text_model\..*",
-    r"(?:text|visual)_projection\.weight",
-    r"logit_scale",
-)
-
-# What no feature of a LLaVA passes through: a tower that is stored without it gets the identity.
-UNUSED = {"vision_tower.post_layernorm.scale": np.ones, "vision_tower.post_layernorm.bias": np.zeros}
-
-_LAYOUTS = (
-    ("original", r"model\.(?:embed_tokens|layers|norm|mm_projector)\..*|model\.vision_tower\.vision_tower\..*"),
-    ("A", r"vision_tower\.vision_model\..*"),
-    ("B", r"model\.vision_tower\.vision_model\..*"),
-    ("C", r"model\.vision_tower\..*"),
-    ("D", r"vision_tower\..*"),
-)
-
-
-def layout_of(names: Mapping[str, object]) -> str:
-    """Which of the sets of names above a checkpoint uses: "A", "B", "C", "D", "original", or "unknown"."""
-    for layout, pattern in _LAYOUTS:
-        if any(re.fullmatch(pattern, name) for name in names):
-            return layout
-    return "unknown"
 
 
 # Names that tell of weights which are no whole model, or not as they were trained; the first that is found is told.
@@ -153,14 +44,14 @@ class Group(NamedTuple):
     """Tensors that lie together, without the ignored ones, and the table that names them."""
 
     tensors: Mapping[str, StoredTensor]
-    rows: tuple[Row, ...] = LLAVA
+    table: Table
 
 
 def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, origin: str | Path) -> dict[str, Source]:
     """Finds the one stored tensor behind every parameter.
 
     Args:
-        groups: what the files hold; in each, the first row that matches a whole name wins.
+        groups: what the files hold.
         targets: dotted name -> shape of every parameter to fill.
         origin: what the error message calls the checkpoint.
 
@@ -174,15 +65,14 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
     sources: dict[str, Source] = {}
     unknown, doubled = [], []
     for group, name in ((each, name) for each in groups for name in each.tensors):
-        target, transform = lookup(group.rows, name)
-        if target is None or target not in targets:
+        entry = group.table.by_stored(name)
+        if entry is None or entry.parameter not in targets:
             unknown.append(repr(name))
-        elif target in sources:
-            doubled.append(f"{sources[target].name!r} and {name!r} (both {target})")
+        elif entry.parameter in sources:
+            doubled.append(f"{sources[entry.parameter].name!r} and {name!r} (both {entry.parameter})")
         else:
-            sources[target] = Source(name, group.tensors[name], transform)
-    for name in UNUSED.keys() & targets.keys() - sources.keys():
-        sources[name] = _stand_in(name, targets[name], sources)
+            sources[entry.parameter] = Source(name, group.tensors[name], entry.transform.read)
+    sources |= _stand_ins(groups, targets, sources)
     complaints = {
         "not understood": unknown,
         "missing": [name for name in targets if name not in sources],
@@ -195,36 +85,30 @@ def assign(groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], *, o
     return sources
 
 
-def _stand_in(name: str, shape: tuple[int, ...], sources: dict[str, Source]) -> Source:
-    """The identity in place of an unused parameter, of the dtype of its neighbours."""
-    dtypes = [source.tensor.dtype for target, source in sources.items() if target.startswith("vision_tower.")]
-    dtype = dtypes[0] if dtypes else np.dtype(np.float32)
-    return Source(name, StoredTensor(shape, dtype, Path(), lambda: UNUSED[name](shape, dtype)), as_is)
-
-
-def lookup(rows: tuple[Row, ...], name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
-    """The parameter that a tensor of that name fills, None if no row knows it, and how its array becomes it."""
-    for row in rows:
-        match = re.fullmatch(row.pattern, name)
-        if match:
-            return match.expand(row.target), row.transform
-    return None, as_is
+def _stand_ins(
+    groups: Sequence[Group], targets: Mapping[str, tuple[int, ...]], sources: Mapping[str, Source]
+) -> dict[str, Source]:
+    """What is put in place of the parameters that may be absent, of the dtype of their part's others."""
+    missing = [name for name in targets if name not in sources]
+    entries = [entry for group in groups for name in missing if (entry := group.table.by_parameter(name))]
+    result = {}
+    for _, name, _, absent in entries:
+        if absent is not None:
+            part = name.partition(".")[0] + "."
+            dtypes = [source.tensor.dtype for target, source in sources.items() if target.startswith(part)]
+            dtype = dtypes[0] if dtypes else np.dtype(np.float32)
+            tensor = StoredTensor(targets[name], dtype, Path(), partial(absent, targets[name], dtype))
+            result[name] = Source(name, tensor, AS_IS.read)
+    return result
 
 
 def _mismatches(sources: dict[str, Source], targets: Mapping[str, tuple[int, ...]]):
     for target, (name, tensor, transform) in sources.items():
-        got = _transformed_shape(tensor, transform)
+        got = shape_after(transform, tensor.shape)
         if got != tuple(targets[target]):
             yield f"{name!r} (expected {tuple(targets[target])} once it is {target}, got {got})"
         elif tensor.dtype not in FLOATS:
             yield f"{name!r} (expected floating point, got {tensor.dtype})"
-
-
-def _transformed_shape(tensor: StoredTensor, transform: Callable[[np.ndarray], np.ndarray]) -> tuple[int, ...]:
-    """The shape after the transform, found without reading: on an array of the stored shape that owns no memory."""
-    if not tensor.shape or 0 in tensor.shape:
-        return tensor.shape
-    return transform(np.broadcast_to(np.zeros((), np.int8), tensor.shape)).shape
 
 
 def _listing(names: list[str]) -> str:

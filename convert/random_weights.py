@@ -18,6 +18,7 @@ from sparsevlm_jax.processing import LLAVA_1_5, PixelConfig
 
 from .export import export_tensor, write_shards
 from .files import has_weights
+from .tables import table_of
 from .tensors import StoredTensor
 
 SPECIALS = ("<unk>", "<s>", "</s>")
@@ -56,9 +57,9 @@ def write_random_checkpoint(
 
 
 def _random_tensors(config: LlavaConfig, seed: int, dtype: str) -> dict[str, StoredTensor]:
-    tree = flatten(abstract_params(config, jnp.dtype(dtype)))
+    tree, table = flatten(abstract_params(config, jnp.dtype(dtype))), table_of(config)
     return dict(
-        export_tensor(name, leaf.shape, leaf.dtype, partial(_draw, name, leaf.shape, leaf.dtype, seed))
+        export_tensor(table, name, leaf.shape, leaf.dtype, partial(_draw, name, leaf.shape, leaf.dtype, seed))
         for name, leaf in tree.items()
     )
 

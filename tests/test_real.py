@@ -23,10 +23,10 @@ REAL = Path(os.environ.get("SPARSEVLM_REAL", "unset"))
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="SPARSEVLM_REAL names no folder of published configs")
 
 LOADS, LOADS_ORIGINAL = "loads", "loads from the original layout"
-FAMILY = r"model_type '{}' \({}.*\) is not supported; supported: LLaVA-1.5"
-OTHER = r"model_type '{}' is not supported; supported: LLaVA-1.5"
+FAMILY = r"model_type '{}' \({}.*\) is not supported; supported: LLaVA with"
+OTHER = r"model_type '{}' is not supported; supported: LLaVA with"
 ADAPTER = "is a LoRA adapter for '{}', not a whole model: merge it into that model first"
-TOWER = r"this is a vision tower \(model_type 'clip'\), a part of a model; supported: LLaVA-1.5"
+TOWER = r"this is a vision tower \(model_type 'clip'\), a part of a model; supported: LLaVA with"
 PROCESSOR = "holds tokenizer and processor files alone .*: there is no config.json in it"
 NO_CONFIG = "holds weights, but no config.json that says of which model"
 OUTCOMES = {

@@ -1,6 +1,6 @@
 """Tiny random LLaVA checkpoints as `transformers` writes them, with tokenizer and processor; no network needed.
 
-`transformers` 5 saves a fresh model under names that no hub file has (layout D in `convert/names.py`), so the
+`transformers` 5 saves a fresh model under names that no hub file has (layout D in `convert/tables.py`), so the
 weights are renamed here: to layout A, the hub's, unless another one is asked for.
 """
 
@@ -91,6 +91,7 @@ def layout(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
             (r"model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
             (r"model\.multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
             (r"model\.multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
+            (r"model\.multi_modal_projector\.", "model.mm_projector."),
         ),
     }[name]
 

@@ -42,7 +42,7 @@ class CheckpointInfo(NamedTuple):
 
     folder: Path
     kind: str  # "converted", "huggingface" or "original"
-    layout: str  # how the weights are named: "sparsevlm-jax", or "A" to "D" or "original" as in convert/names.py
+    layout: str  # how the weights are named: "sparsevlm-jax", or "A" to "D" or "original" as in convert/tables.py
     parameters: int  # in the files; an original checkpoint may lack its vision tower
     bytes: int
     dtypes: dict[str, int]  # dtype -> number of parameters of it

@@ -20,6 +20,12 @@ LLAVA: Mapping[str, Any] = {
     "multimodal_projector_bias": True,
     "tie_word_embeddings": False,
 }
+_OF_LLAVA_ALONE = ("vision_feature_select_strategy", "multimodal_projector_bias")
+VIPLLAVA: Mapping[str, Any] = {
+    **{name: value for name, value in LLAVA.items() if name not in _OF_LLAVA_ALONE},
+    "projector_layernorm_eps": 1e-5,
+    "vision_feature_layer": (-2, -5, -8, -11, 6),
+}
 CLIP_VISION: Mapping[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -106,7 +112,7 @@ PHI3: Mapping[str, Any] = {
     "pad_token_id": 32000,
     "sliding_window": None,
 }
-# What `LlavaConfig` gives its tower where `vision_config` is absent.
+# What `LlavaConfig` and `VipLlavaConfig` give their tower where `vision_config` is absent.
 LLAVA_VISION: Mapping[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -124,6 +130,10 @@ LLAVA_SPELLINGS: Mapping[str, Any] = {
     "pad_token_id": None,
     "bos_token_id": None,
     "eos_token_id": None,
+}
+VIPLLAVA_SPELLINGS: Mapping[str, Any] = {
+    **LLAVA_SPELLINGS,
+    "vision_feature_layers": None,  # of `vision_feature_layer`: version 4 has this one alone, and it counts before it
 }
 ROPE_SPELLINGS: Mapping[str, Any] = {
     "rope_theta": 10000.0,

@@ -1,5 +1,6 @@
 """The original LLaVA's config becomes the one of its llava-hf conversion, or is refused by name."""
 
+import dataclasses
 import json
 import re
 
@@ -70,10 +71,26 @@ def test_the_class_token_is_kept_where_the_config_says(tmp_path):
     assert (config.vision_feature_select_strategy, config.tokens_per_image) == ("full", 577)
 
 
+@pytest.mark.parametrize("kind, layers", [("linear", 1), ("mlp1x_gelu", 1), ("mlp2x_gelu", 2), ("mlp3x_gelu", 3)])
+def test_a_projector_has_the_layers_that_its_type_says(tmp_path, kind, layers):
+    config = read(tmp_path, ORIGINAL_7B | {"mm_projector_type": kind})
+    assert config == dataclasses.replace(LlavaConfig.from_hf(HF_7B), projector_layers=layers)
+    assert LlavaConfig.from_hf(config.to_hf()) == config
+
+
+def test_a_config_of_version_1_that_names_no_projector_has_a_linear_one_and_a_smaller_picture(tmp_path):
+    config = {name: value for name, value in ORIGINAL_7B.items() if name not in ("mm_projector_type", "pad_token_id")}
+    config |= {"mm_vision_tower": "openai/clip-vit-large-patch14", "sep_image_conv_front": False, "use_mm_proj": True}
+    ours = read(tmp_path, config)
+    assert (ours.projector_sizes, ours.vision.image_size, ours.tokens_per_image) == ((1024, 4096), 224, 256)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("mm_projector_type", "linear"),
+        ("mm_projector_type", "identity"),
+        ("mm_projector_type", "ldpnetv2"),
+        ("mm_projector_type", "mlp5x_gelu"),
         ("mm_projector_type", None),
         ("mm_resampler_type", "qformer"),
         ("mm_use_im_start_end", True),
@@ -82,6 +99,7 @@ def test_the_class_token_is_kept_where_the_config_says(tmp_path):
         ("mm_vision_select_feature", "cls"),
         ("image_aspect_ratio", "highres"),
         ("s2", True),
+        ("sep_image_conv_front", True),
         ("mm_new_idea", 1),
         ("mm_hidden_size", 512),
         ("hidden_act", "gelu"),
@@ -103,7 +121,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, field, value):
             r"LLaVA-NeXT, in the original code's layout \(image_aspect_ratio = ",
         ),
         ({"mm_patch_merge_type": "spatial_unpad"}, "LLaVA-NeXT, in the original code's layout .*'spatial_unpad'"),
-        ({"model_type": "llava_mpt"}, "model_type 'llava_mpt' is not supported; supported: LLaVA-1.5 "),
+        ({"model_type": "llava_mpt"}, "model_type 'llava_mpt' is not supported; supported: LLaVA with "),
         ({"model_type": ["llava"]}, r"model_type \['llava'\] says no kind of model"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "its weights are quantised .*'bitsandbytes'"),
     ],
@@ -130,8 +148,8 @@ def test_a_mistral_in_the_original_layout_has_mistrals_defaults(tmp_path):
 
 
 def test_all_refusals_come_together():
-    config = ORIGINAL_7B | {"mm_projector_type": "linear", "image_aspect_ratio": "anyres"}
-    with pytest.raises(UnsupportedConfig, match=r"mm_projector_type = 'linear', .*image_aspect_ratio = 'anyres'"):
+    config = ORIGINAL_7B | {"mm_projector_type": "identity", "image_aspect_ratio": "anyres"}
+    with pytest.raises(UnsupportedConfig, match=r"mm_projector_type = 'identity', .*image_aspect_ratio = 'anyres'"):
         original_to_hf(config, vision_config=CLIP_L_336)
 
 

@@ -9,7 +9,7 @@ from sparsevlm_jax.convert import read_config
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models import UnsupportedConfig
 
-SUPPORTED = "; supported: LLaVA-1.5 as transformers saves it"
+SUPPORTED = "; supported: LLaVA with a decoder like Llama and a CLIP or SigLIP tower, as transformers saves it"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A HF config is read as `transformers` reads it: defaults, spellings, leftovers; what is not computed is refused."""
 
+import dataclasses
 import json
 import warnings
 from typing import Any
@@ -135,8 +136,9 @@ def test_generation_settings_are_named_unless_they_are_the_default():
         with_text(rope_scaling={"rope_type": "llama3", **LLAMA3}),
         with_vision(hidden_act="gelu"),
         {**LLAVA_7B, "vision_feature_layer": [-2, 3]},
+        {**LLAVA_7B, "projector_layers": 3},
     ],
-    ids=["7b", "all of hf", "window", "linear", "llama3", "gelu", "layers"],
+    ids=["7b", "all of hf", "window", "linear", "llama3", "gelu", "layers", "projector"],
 )
 def test_a_config_written_and_read_back_is_the_same_and_nothing_is_left_over(config):
     ours = LlavaConfig.from_hf(config)
@@ -192,6 +194,74 @@ def test_a_config_written_and_read_back_is_the_same_and_nothing_is_left_over(con
 def test_what_would_compute_something_else_is_refused_by_name(config, message):
     with pytest.raises(UnsupportedConfig, match=message):
         LlavaConfig.from_hf(config)
+
+
+VIPLLAVA = {**LLAVA_7B, "model_type": "vipllava", "architectures": ["VipLlavaForConditionalGeneration"]}
+del VIPLLAVA["vision_feature_layer"], VIPLLAVA["vision_feature_select_strategy"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"vision_feature_layer": [-3, 1]},
+        {"vision_feature_layers": [-3, 1]},
+        {"vision_feature_layers": -3},
+        {"vision_feature_layer": 5, "vision_feature_layers": [-3, 1]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("eps", [{}, {"projector_layernorm_eps": 1e-3}], ids=str)
+def test_a_vipllava_is_read_as_transformers_reads_it_and_written_for_every_version(fields, eps):
+    config = {**VIPLLAVA, **fields, **eps}
+    ours, theirs = LlavaConfig.from_hf(config), transformers.VipLlavaConfig.from_dict(json.loads(json.dumps(config)))
+    layers = theirs.vision_feature_layer
+    assert ours.vision_feature_layer == (layers if isinstance(layers, int) else tuple(layers))
+    assert (ours.projector_layernorm_eps, ours.model_type) == (theirs.projector_layernorm_eps, "vipllava")
+    assert ours.tokens_per_image == theirs.image_seq_length
+    written = json.loads(json.dumps(ours.to_hf()))
+    assert LlavaConfig.from_hf(written) == ours and "vision_feature_layer" not in written
+    again = transformers.VipLlavaConfig.from_dict(written)
+    assert again.vision_feature_layer == (layers if isinstance(layers, int) else list(layers))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "implemented: 'clip_vision_model'$"),
+        ({"vision_feature_layers": [-2, 25]}, r"vision_feature_layers = \[-2, 25\], expected one or more of -25 to 24"),
+        ({"vision_feature_layer": []}, r"vision_feature_layer = \[\], expected one or more"),
+        ({"projector_layernorm_eps": 0}, "projector_layernorm_eps = 0.0, expected a positive number"),
+        ({"projector_layers": 5}, "projector_layers = 5, expected 1 to 4"),
+    ],
+)
+def test_a_vipllava_that_is_none_is_refused_by_name(fields, message):
+    with pytest.raises(UnsupportedConfig, match=message):
+        LlavaConfig.from_hf({**VIPLLAVA, **fields})
+
+
+def test_the_fields_of_one_kind_are_leftovers_of_the_other():
+    with pytest.warns(CheckpointWarning, match="not the model's: vision_feature_select_strategy$"):
+        assert LlavaConfig.from_hf({**VIPLLAVA, "vision_feature_select_strategy": "full"}).skipped_tokens == 1
+    with pytest.warns(CheckpointWarning, match="not the model's: projector_layernorm_eps, vision_feature_layers$"):
+        llava = LlavaConfig.from_hf({**LLAVA_7B, "projector_layernorm_eps": 1e-3, "vision_feature_layers": [1, 2]})
+    assert llava == LlavaConfig.from_hf(LLAVA_7B)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"projector_layers": 0}, "projector_layers = 0, expected 1 to 4"),
+        ({"projector_layernorm_eps": 1e-5, "projector_bias": False}, "projector_bias = False, expected True in a Vip"),
+        (
+            {"projector_layernorm_eps": 1e-5, "vision_feature_select_strategy": "full"},
+            "vision_feature_select_strategy = 'full', expected 'default' in a VipLLaVA",
+        ),
+    ],
+)
+def test_a_projector_given_by_hand_must_be_one_that_can_be_saved(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LlavaConfig.from_hf(LLAVA_7B), **fields)
 
 
 @pytest.mark.parametrize("name", ["attention_dropout", "initializer_range", "initializer_factor", "projection_dim"])

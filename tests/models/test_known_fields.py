@@ -15,11 +15,13 @@ from transformers.models.phi3 import modeling_phi3
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.siglip import modeling_siglip
+from transformers.models.vipllava import modeling_vipllava
 
 from sparsevlm_jax.hf import known_fields as known
 
 CLASSES = {
     transformers.LlavaConfig: known.LLAVA,
+    transformers.VipLlavaConfig: known.VIPLLAVA,
     transformers.CLIPVisionConfig: known.CLIP_VISION,
     transformers.SiglipVisionConfig: known.SIGLIP_VISION,
     transformers.LlamaConfig: known.LLAMA,
@@ -28,7 +30,7 @@ CLASSES = {
     transformers.Qwen3Config: known.QWEN3,
     transformers.Phi3Config: known.PHI3,
 }
-SPELLINGS = known.LLAVA_SPELLINGS.keys() | known.ROPE_SPELLINGS.keys()
+SPELLINGS = known.VIPLLAVA_SPELLINGS.keys() | known.ROPE_SPELLINGS.keys()
 EVERYWHERE = known.INERT | known.FIXED.keys() | known.DROPPED.keys() | SPELLINGS
 
 
@@ -63,12 +65,13 @@ def test_generation_settings_in_a_model_config_are_known_with_their_defaults():
     assert {name: value for name, value in settings.items() if name not in known.INERT}.items() <= known.DROPPED.items()
 
 
-def test_a_tower_that_is_not_described_is_the_one_of_hf():
-    assert transformers.LlavaConfig.sub_configs_defaults["vision_config"].init_kwargs == known.LLAVA_VISION
+@pytest.mark.parametrize("cls", [transformers.LlavaConfig, transformers.VipLlavaConfig])
+def test_a_tower_that_is_not_described_is_the_one_of_hf(cls):
+    assert cls.sub_configs_defaults["vision_config"].init_kwargs == known.LLAVA_VISION
 
 
 MODULES = [
-    *(modeling_llava, modeling_clip, modeling_siglip),
+    *(modeling_llava, modeling_vipllava, modeling_clip, modeling_siglip),
     *(modeling_llama, modeling_mistral, modeling_phi3, modeling_qwen2, modeling_qwen3),
 ]
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (Liu et al., arXiv 2310.03744): CLIP features, a two-layer projector, a Llama that reads them as tokens.
+"""LLaVA (Liu et al., arXiv 2310.03744) and its kin: a CLIP, a small projector, a Llama that reads its tokens.
 
 `encode` is tower and projector; what they make of a picture the decoder reads as tokens (see `family`).
 
@@ -8,6 +8,7 @@ I images · V visual tokens of one image · D model dim
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ...hf.known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION
+from ...hf.known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION, VIPLLAVA, VIPLLAVA_SPELLINGS
 from ...hf.reader import ConfigReader
 from ...processing import Picture, Processor, square_picture
 from ...sparsify.tower import ImageContext, MergedTokens, TowerMerging, TowerReduction
@@ -28,13 +29,27 @@ from ..towers.clip import ClipVisionConfig
 from ..towers.vision_transformer import ACTIVATIONS, VisionConfig, vision_layer_macs
 from .family import Encoded, Family, register
 
+MAX_PROJECTOR_LAYERS = 4
+# Fields that no class of HF has, with what absent means: `to_hf` writes any other value, for `from_hf` alone to read.
+_OWN = {"projector_layers": 2}
+_KNOWN = {
+    "llava": {**LLAVA, **LLAVA_SPELLINGS, **_OWN},
+    "vipllava": {**VIPLLAVA, **VIPLLAVA_SPELLINGS, **_OWN},
+}
+
 
 @dataclass(frozen=True)
 class LlavaConfig:
     """A LLaVA's sizes and token ids. `vision_feature_layer` indexes the tower's hidden states as HF does (-2: the
     output of the last layer but one); several are concatenated, in their order. "default" drops the class token of
     each, "full" keeps it; a tower that has none (SigLIP) is "full". The image token may lie outside the vocabulary, the
-    pad token may not. `projector_hidden_act` is a name of `vision_transformer.ACTIVATIONS`."""
+    pad token may not. `projector_hidden_act` is a name of `vision_transformer.ACTIVATIONS`.
+
+    Attributes:
+        projector_layers: linear layers of the projector, 1 (LLaVA-1.0) to 4.
+        projector_layernorm_eps: of a norm of the features before the projector, which makes it a VipLLaVA; None: there
+            is no such norm.
+    """
 
     vision: VisionConfig
     text: LlamaConfig
@@ -46,12 +61,25 @@ class LlavaConfig:
     pad_token_id: int = 0
     projector_hidden_act: str = "gelu"
     projector_bias: bool = True
+    projector_layers: int = 2
+    projector_layernorm_eps: float | None = None
 
     def __post_init__(self):
         if complaint := _no_class_token(self.vision, self.vision_feature_select_strategy):
             raise ValueError(f"vision_feature_select_strategy = {self.vision_feature_select_strategy!r}, {complaint}")
         if not 0 <= self.pad_token_id < self.text.vocab_size:
             raise ValueError(f"pad_token_id = {self.pad_token_id}, expected one of {self.text.vocab_size} token ids")
+        if not 0 < self.projector_layers <= MAX_PROJECTOR_LAYERS:
+            raise ValueError(f"projector_layers = {self.projector_layers}, expected 1 to {MAX_PROJECTOR_LAYERS}")
+        if self.projector_layernorm_eps is not None:  # HF has no field to say otherwise of such a model
+            for name, value in {"vision_feature_select_strategy": "default", "projector_bias": True}.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name} = {getattr(self, name)!r}, expected {value!r} in a VipLLaVA")
+
+    @property
+    def model_type(self) -> str:
+        """HF's name for the kind."""
+        return "llava" if self.projector_layernorm_eps is None else "vipllava"
 
     @property
     def image_size(self) -> int:
@@ -85,13 +113,18 @@ class LlavaConfig:
         return self.vision.hidden_size * len(self.feature_layers)
 
     @property
+    def projector_sizes(self) -> tuple[int, ...]:
+        """Widths before, between and after the projector's linear layers."""
+        return (self.feature_size, *[self.text.hidden_size] * self.projector_layers)
+
+    @property
     def tower_layers(self) -> int:
         """Layers of the tower that run."""
         return max(self.feature_layers)
 
     @classmethod
     def from_hf(cls, config: dict, *, where: str = "config.json", inlined: tuple[str, ...] = ()) -> "LlavaConfig":
-        """Reads a llava-hf `config.json`, of transformers 4.36 to 5.
+        """Reads a `config.json` of model type llava or vipllava, of transformers 4.36 to 5.
 
         Args:
             where: what messages call the config.
@@ -103,18 +136,23 @@ class LlavaConfig:
         Warns:
             CheckpointWarning: naming every field that is none of the model's.
         """
-        read = ConfigReader(config, where=where, known={**LLAVA, **LLAVA_SPELLINGS})
+        known = _known(config)
+        read = ConfigReader(config, where=where, known=known)
         prefix = {name: "" if name in inlined else f"{name}." for name in ("text_config", "vision_config")}
         text_read = read.nested("text_config", LlamaConfig.known(config.get("text_config")), {}, prefix["text_config"])
         tower = config_class(config.get("vision_config"))
         vision_read = read.nested("vision_config", tower.known, LLAVA_VISION, prefix["vision_config"])
-        vision_read.only("model_type", *TOWERS)
         text, vision = LlamaConfig.read(text_read), tower.read(vision_read)
-        read.only("model_type", "llava")
-        read.only("vision_feature_select_strategy", "default", "full")
-        strategy = read("vision_feature_select_strategy")
-        if complaint := _no_class_token(vision, strategy):
-            read.complain("vision_feature_select_strategy", strategy, complaint)
+        read.only("model_type", *_KNOWN)
+        strategy = "default"
+        if "vision_feature_select_strategy" in known:
+            vision_read.only("model_type", *TOWERS)
+            read.only("vision_feature_select_strategy", "default", "full")
+            strategy = read("vision_feature_select_strategy")
+            if complaint := _no_class_token(vision, strategy):
+                read.complain("vision_feature_select_strategy", strategy, complaint)
+        else:  # a VipLLaVA, which drops the class token whatever its config says
+            vision_read.only("model_type", *(name for name, kind in TOWERS.items() if kind.class_tokens))
         read.seen.add("vocab_size")  # of version 4.36, a copy of the decoder's
         result: dict[str, Any] = dict(
             vision=vision,
@@ -126,7 +164,9 @@ class LlavaConfig:
             eos_token_ids=_token_ids("eos", read, text_read, text),
             pad_token_id=(_token_ids("pad", read, text_read, text) or (0,))[0],
             projector_hidden_act=read.one_of("projector_hidden_act", ACTIVATIONS),
-            projector_bias=read("multimodal_projector_bias"),
+            projector_bias=_of_class(read, "multimodal_projector_bias", True),
+            projector_layers=_projector_layers(read),
+            projector_layernorm_eps=_of_class(read, "projector_layernorm_eps", None),
         )
         read.done()
         return cls(**result)
@@ -144,20 +184,48 @@ class LlavaConfig:
         eos = list(self.eos_token_ids) if len(self.eos_token_ids) != 1 else self.eos_token_ids[0]
         ids = {"bos_token_id": self.bos_token_id, "eos_token_id": eos or None, "pad_token_id": self.pad_token_id}
         layer = self.vision_feature_layer
+        layer = list(layer) if isinstance(layer, tuple) else layer
+        if self.model_type == "vipllava":
+            architecture = "VipLlavaForConditionalGeneration"
+            own: dict = {"vision_feature_layers": layer, "projector_layernorm_eps": self.projector_layernorm_eps}
+        else:
+            architecture = "LlavaForConditionalGeneration"
+            own = {
+                "vision_feature_layer": layer,
+                "vision_feature_select_strategy": self.vision_feature_select_strategy,
+                "multimodal_projector_bias": self.projector_bias,
+            }
+        own |= {name: getattr(self, name) for name, value in _OWN.items() if getattr(self, name) != value}
         return {
-            "architectures": ["LlavaForConditionalGeneration"],
-            "model_type": "llava",
+            "architectures": [architecture],
+            "model_type": self.model_type,
             "image_token_index": self.image_token_id,
             "image_seq_length": self.tokens_per_image,
-            "vision_feature_layer": list(layer) if isinstance(layer, tuple) else layer,
-            "vision_feature_select_strategy": self.vision_feature_select_strategy,
+            **own,
             "projector_hidden_act": self.projector_hidden_act,
-            "multimodal_projector_bias": self.projector_bias,
             "tie_word_embeddings": self.text.tie_word_embeddings,
             "pad_token_id": self.pad_token_id,
             "text_config": {**self.text.to_hf(), **ids},
             "vision_config": self.vision.to_hf(),
         }
+
+
+def _known(config: Any) -> dict[str, Any]:
+    """The fields of the HF class that a config is of; LLaVA's where it does not say."""
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    return _KNOWN.get(kind if isinstance(kind, str) else "llava", _KNOWN["llava"])
+
+
+def _of_class(read: ConfigReader, name: str, otherwise: Any) -> Any:
+    """A field that only some of the classes have; to the others it is a leftover."""
+    return read(name) if name in (read.known or {}) else otherwise
+
+
+def _projector_layers(read: ConfigReader) -> int:
+    layers = read("projector_layers")
+    if layers > MAX_PROJECTOR_LAYERS:
+        return read.complain("projector_layers", layers, f"expected 1 to {MAX_PROJECTOR_LAYERS}", 2)
+    return layers
 
 
 def _no_class_token(vision: VisionConfig, strategy: str) -> str:
@@ -179,10 +247,12 @@ def _image_token_id(read: ConfigReader) -> int:
 
 def _feature_layer(read: ConfigReader, layers: int) -> int | tuple[int, ...]:
     """One index or a list of them; a list of one is that one."""
-    name = "vision_feature_layer"
-    read.seen.add(name)
-    value = LLAVA[name] if read.config.get(name) is None else read.config[name]
-    indices = value if isinstance(value, list) else [value]
+    known = read.known or {}
+    names = [name for name in ("vision_feature_layers", "vision_feature_layer") if name in known]
+    read.seen |= set(names)
+    name = next((name for name in names if read.config.get(name) is not None), "vision_feature_layer")
+    value = known[name] if read.config.get(name) is None else read.config[name]
+    indices = list(value) if isinstance(value, list | tuple) else [value]
     if not indices or not all(type(index) is int and -layers - 1 <= index <= layers for index in indices):
         return read.complain(
             name, value, f"expected one or more of {-layers - 1} to {layers}: the tower has {layers} layers", 0
@@ -208,17 +278,23 @@ def _token_ids(name: str, read: ConfigReader, text_read: ConfigReader, text: Lla
 
 
 class Projector(nnx.Module):
-    """Linear, GELU (the exact one, unless the config says otherwise), linear: from the features' width to the language
-    model's."""
+    """Linear layers with an activation in between (the exact GELU, unless the config says otherwise), from the
+    features' width to the language model's: one in LLaVA-1.0, two in 1.5. VipLLaVA normalises the features first."""
 
     def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
-        width, bias = config.text.hidden_size, config.projector_bias
-        self.linear_1 = linear(config.feature_size, width, use_bias=bias, rngs=rngs)
-        self.linear_2 = linear(width, width, use_bias=bias, rngs=rngs)
+        sizes, self.layers, eps = config.projector_sizes, config.projector_layers, config.projector_layernorm_eps
+        if eps is not None:
+            self.projector_layernorm = nnx.LayerNorm(sizes[0], epsilon=eps, use_fast_variance=False, rngs=rngs)
+        self.normalises = eps is not None
+        for i, (before, after) in enumerate(pairwise(sizes), start=1):
+            setattr(self, f"linear_{i}", linear(before, after, use_bias=config.projector_bias, rngs=rngs))
         self.activation = ACTIVATIONS[config.projector_hidden_act]
 
     def __call__(self, features: Float[Array, "... Dv"]) -> Float[Array, "... D"]:
-        return self.linear_2(self.activation(self.linear_1(features)))
+        x = self.projector_layernorm(features) if self.normalises else features
+        for i in range(1, self.layers + 1):
+            x = getattr(self, f"linear_{i}")(x if i == 1 else self.activation(x))
+        return x
 
 
 def modules(config: LlavaConfig) -> dict:
@@ -363,7 +439,7 @@ def encoder_flops(
 ) -> int:
     """Exact matmul FLOPs of the layers of the tower that run, and of the projector, for as many pictures as there are
     `pictures`; with `merging`, over the tokens that are left, the merging included."""
-    vision, width = config.vision, config.text.hidden_size
+    vision = config.vision
     entering = n = vision.num_patches + vision.class_tokens
     visual = config.tokens_per_image
     counts, extra = (n,) * config.tower_layers, 0
@@ -380,7 +456,7 @@ def encoder_flops(
     if isinstance(merging, TowerReduction) and merging.count(visual) < vision.num_patches:
         projected = merging.count(visual)
         extra = merging.cost(vision.num_patches, projected, vision.hidden_size, vision.head_dim)
-    projector = projected * (config.feature_size * width + width * width)
+    projector = projected * sum(before * after for before, after in pairwise(config.projector_sizes))
     return 2 * len(pictures) * (tower + projector + extra)
 
 
@@ -393,7 +469,7 @@ def dummy() -> LlavaConfig:
 
 def _is_llava(table: Mapping[str, Any]) -> bool:
     """HF's form; the original code's, also of model_type "llava", is put into it first."""
-    return table.get("model_type") == "llava"
+    return table.get("model_type") in _KNOWN
 
 
 register(
