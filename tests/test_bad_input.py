@@ -159,19 +159,22 @@ def test_a_budget_that_is_no_number_or_share_is_refused(tokens):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SparsityConfig(budget=cast(Any, 3)), "budget must be a Budget (with table, "),
+        (
+            lambda: SparsityConfig(budget=cast(Any, 3)),
+            "budget must be a FixedBudget (with table) or an AdaptiveBudget (with ",
+        ),
         (
             lambda: SparsityConfig(budget=Tokens(8), score=cast(Any, 3)),
-            "score must be a Scorer (with needs_attention, ",
+            "score must be a Scorer (with needs, ",
         ),
         (lambda: SparsityConfig(budget=Tokens(8), select=cast(Any, 3)), "select must be a Selector (with "),
         (
             lambda: SparsityConfig(budget=Tokens(8), recycle=cast(Any, 3)),
-            "recycle must be a Rest (with candidate_count",
+            "recycle must be a Recycler (with needs, candidate_count",
         ),
         (
             lambda: SparsityConfig(budget=Tokens(8), merging=cast(Any, 3)),
-            "merging must be a TowerMerging (with schedule, merge) or a TowerReduction (with count, reduce)",
+            "merging must be a TowerMerging (with schedule, merge) or a TowerReduction (with needs, count, reduce",
         ),
         (lambda: Tokens(8, curve=cast(Any, 3)), "curve must be a Curve (with shares, exact)"),
     ],

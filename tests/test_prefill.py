@@ -354,9 +354,12 @@ def test_methods_that_say_so_decide_without_hidden_states(name):
     hidden = jax.random.normal(keys[0], (1, BUCKET.capacity, 16))
     stream = TokenStream(hidden, slot, is_visual, slot > 4 + BUCKET.visual, jnp.array([BUCKET.capacity]))
     q, k = (jax.random.normal(key, (1, BUCKET.capacity, 4, 8)) for key in keys[1:])
-    total = jnp.array([BUCKET.visual])
+    total, tokens = jnp.array([BUCKET.visual]), jnp.arange(BUCKET.visual)[None]
+    images = ImageContext(
+        size=tokens % 3, order=tokens % STEP, media=tokens // STEP, cell=jnp.stack([tokens * 0] * 3 + [tokens], axis=2)
+    )
     one, other = (
-        decide(each, Attention(q, k, inverse_frequencies(8, 1e4)), total, plan, sparsity)
+        decide(each, Attention(q, k, inverse_frequencies(8, 1e4)), total, plan, sparsity, images)
         for each in (stream, stream._replace(hidden=jnp.full_like(hidden, jnp.nan)))
     )
     np.testing.assert_array_equal(one.selection.order, other.selection.order)

@@ -172,7 +172,7 @@ def test_an_original_config_made_small_computes_the_logits_of_transformers(tmp_p
     assert ours.config.image_token_id == 32000
     pair = Pair(model, ours.config, ours.params)
     rows = one_row(ours.config, images=1, words=12)
-    inside = rows._replace(input_ids=[ids.clip(max=31999) for ids in rows.input_ids])
+    inside = rows._replace(rows=[row._replace(input_ids=row.input_ids.clip(max=31999)) for row in rows.rows])
     assert_close(last_logits(pair, rows), their_logits(pair, inside))
 
 

@@ -17,7 +17,9 @@ from sparsevlm_jax.sparsify import (
     Ahead,
     Attention,
     Bucket,
+    Need,
     Scores,
+    Sizes,
     SparsityConfig,
     StageInputs,
     TokenStream,
@@ -153,7 +155,13 @@ class InGivenOrder:
 
     score: Any
     order: tuple[int, ...]
-    needs_attention = True
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.score.needs
+
+    def cost(self, sizes: Sizes) -> int:
+        return self.score.cost(sizes)
 
     def __call__(self, inputs: StageInputs) -> Scores:
         scores = self.score(inputs)
