@@ -58,7 +58,7 @@ def test_a_trace_has_a_picture_for_each_mark(vlm):
     trace = sv.trace_prefill(
         vlm, "is <image> the same as <image>?", [picture, picture], sparsity=SparsityConfig.sparsevlm("1/2")
     )
-    assert trace.images.shape[0] == 2 and np.array_equal(trace.images[0], trace.images[1])
+    assert len(trace.images) == 2 and np.array_equal(trace.images[0], trace.images[1])
 
 
 def test_a_file_is_opened_once(vlm, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def test_raters_are_words_behind_the_last_image(trace):
 
 
 def test_the_pictures_are_what_the_model_saw(vlm, trace):
-    assert trace.images.shape == (2, 56, 56, 3) and trace.images.dtype == np.uint8
+    assert [(image.shape, image.dtype) for image in trace.images] == [((56, 56, 3), np.uint8)] * 2
     again = vlm.processor.encode_images(list(trace.images))
     np.testing.assert_allclose(again, vlm.processor.encode_images(PICTURES), atol=1e-6)
 
@@ -67,7 +67,7 @@ def test_a_saved_trace_comes_back_equal(tmp_path, trace):
     path = sv.save_trace(tmp_path / "street", trace)
     assert path.name == "street.npz"
     again = sv.load_trace(path)
-    for name in ("method", "tokens", "is_rater", "relevance", "images", "grid", "visual_tokens"):
+    for name in ("method", "tokens", "is_rater", "relevance", "images", "image", "box", "visual_tokens"):
         assert np.array_equal(getattr(again, name), getattr(trace, name)), name
     for ours, theirs in zip(again.stages, trace.stages, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -140,9 +140,13 @@ def test_a_damaged_file_is_refused_or_what_it_was(tmp_path, saved, trace):
     [
         ("is_rater", np.zeros(2, bool)),
         ("relevance", np.zeros((2, 2))),
-        ("images", np.zeros((2, 56, 56, 3))),
-        ("images", np.zeros((1, 56, 56, 3), np.uint8)),
-        ("images", np.zeros((2, 56, 56), np.uint8)),
+        ("images.0", np.zeros((56, 56, 3))),
+        ("images.1", np.zeros((56, 56), np.uint8)),
+        ("image", np.zeros(31, int)),
+        ("image", np.full(32, 2)),
+        ("box", np.full((32, 4), 1.5)),
+        ("box", np.tile([0.5, 0.5, 0.25, 1], (32, 1))),
+        ("box", np.full((32, 4), np.nan)),
         ("visual_tokens", np.zeros(0, int)),
         ("stages.0.kept", np.array([99])),
         ("stages.0.kept", np.array([-1])),
@@ -167,9 +171,10 @@ def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, saved, part, va
         {"method": 5},
         {"tokens": [1]},
         {"tokens": "ab"},
-        {"grid": [4]},
-        {"grid": [4, "4"]},
-        {"grid": [0, 4]},
+        {"images": [2]},
+        {"images": 1},
+        {"images": 3},
+        {"images": "2"},
         {"layers": 3},
         {"layers": ["a", "b"]},
         {"layers": [0, 1, 2, 3, 4, 5, 6, 7]},

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sparsevlm_jax.processing import square_picture
 from sparsevlm_jax.report import visualize
 from sparsevlm_jax.report.trace import SparsityTrace, StageRecord, save_trace
 
@@ -37,8 +38,9 @@ def trace(**fields) -> SparsityTrace:
         tokens=("<s>", "▁What", "▁blue", "<0x3F>"),
         is_rater=np.array([False, False, True, False]),
         relevance=np.array([0, 0.2, 0.7, 0.1]),
-        images=np.full((1, 2 * SIZE, 2 * SIZE, 3), GREY, np.uint8),
-        grid=(2, 2),
+        images=(np.full((2 * SIZE, 2 * SIZE, 3), GREY, np.uint8),),
+        image=np.zeros(4, int),
+        box=square_picture(2).box,
         visual_tokens=np.array([4, 4, 4, 2]),
         stages=(stage, second),
         report=report,
@@ -68,8 +70,20 @@ def test_a_merged_token_kept_later_shows_all_its_patches():
 
 
 def test_scores_stand_on_the_patches_they_belong_to():
-    np.testing.assert_allclose(visualize.score_map(trace(), 0), [[0.2, 0.1], [0.05, 0.65]])
-    np.testing.assert_allclose(visualize.score_map(trace(), 1), [[0.1, 0.1], [np.nan, 0.9]])
+    for stage, expected in ((0, [0.2, 0.1, 0.05, 0.65]), (1, [0.1, 0.1, np.nan, 0.9])):
+        scores = visualize.score_map(trace(), stage)
+        for index, score in enumerate(expected):
+            np.testing.assert_array_equal(patch(scores, index), np.full((SIZE, SIZE), score))
+
+
+def test_images_of_any_size_stand_side_by_side_and_a_separator_is_nowhere():
+    high, wide = np.full((3 * SIZE, SIZE, 3), 30, np.uint8), np.full((SIZE, 2 * SIZE, 3), 60, np.uint8)
+    box = np.array([[0, 0, 1 / 3, 1], [1 / 3, 0, 2 / 3, 1], [0, 0, 0, 0], [0, 0.5, 1, 1]])
+    picture = visualize.kept_picture(trace(images=(high, wide), image=np.array([0, 0, 1, 1]), box=box), 0)
+    assert picture.shape == (3 * SIZE, 3 * SIZE, 3)
+    np.testing.assert_allclose(picture[:SIZE, 2 * SIZE :], 60 / 255)  # kept
+    assert picture[:SIZE, SIZE : 2 * SIZE].min() > 0.8 and picture[SIZE:, SIZE:].min() == 1
+    assert np.ptp(picture[: 2 * SIZE, :SIZE].mean(axis=(0, 1))) > 0.1  # recycled
 
 
 def test_tokens_are_shown_as_words():
@@ -90,7 +104,7 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="had no image"):
         visualize.visualize(trace(stages=()))
     with pytest.raises(ValueError, match="different pictures"):
-        visualize.compare([trace(), trace(images=np.zeros((1, 8, 8, 3), np.uint8))])
+        visualize.compare([trace(), trace(images=(np.zeros((8, 8, 3), np.uint8),))])
 
 
 def test_the_command_draws_saved_traces(tmp_path, capsys):

@@ -84,12 +84,13 @@ def prompt_row(
 
 
 @functools.lru_cache(maxsize=16)
-def square_picture(side: int, *, first: int = 0) -> Picture:
-    """Rows of `side` x `side` patches, after `first` tokens that have no place."""
+def square_picture(side: int, *, first: int = 0, extent: float = 1.0) -> Picture:
+    """Rows of `side` x `side` patches, after `first` tokens that have no place; `extent` is the part of the picture's
+    height and width that lies in patches."""
     row, column = np.divmod(np.arange(side * side), side)
     nothing = np.zeros_like(row)
     cell = np.stack([nothing, nothing, row, column], axis=1)
-    box = np.stack([row, column, row + 1, column + 1], axis=1) / side
+    box = np.stack([row, column, row + 1, column + 1], axis=1) * (extent / side)
     no_place = np.full((first, 4), -1)
     return Picture(
         np.concatenate([no_place, cell]).astype(np.int32), np.concatenate([no_place * 0, box]).astype(np.float32)

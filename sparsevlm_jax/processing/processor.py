@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int32, UInt8
 
 from ..errors import short
 from .files import read_pixel_config, read_template
@@ -246,6 +246,11 @@ class Processor:
             opened = open_image(image, allow_http=self.allow_http, max_pixels=self.max_pixels)
             row[:] = preprocess(opened, self.pixels)
         return pixels
+
+    def restore(self, pixel_values: Any, image: int) -> UInt8[np.ndarray, "H W 3"]:
+        """One of the images of `ProcessedInputs`, as the model saw it; boxes of its tokens are parts of it. Of a
+        family's own."""
+        return self.pixels.restore(pixel_values[image : image + 1])[0]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of generated ids; ids no tokenizer knows (image placeholders, padding rows) are left out."""

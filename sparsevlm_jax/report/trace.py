@@ -25,7 +25,8 @@ from ..runtime.run import Run
 from ..sparsify import SparsityConfig
 from ..vlm import VLM, Images, Sparsity
 
-_FORMAT = "sparsevlm-trace-1"
+_FORMAT = "sparsevlm-trace-2"
+_ARRAYS = ("is_rater", "relevance", "image", "box", "visual_tokens")  # of `SparsityTrace`, as they are
 _LARGEST = 2**30  # bytes of a trace's arrays
 
 
@@ -54,8 +55,10 @@ class SparsityTrace(NamedTuple):
         method: the sparsity config's name.
         prompt: the words asked: a question, or the text of a chat's last message.
         tokens: the prompt's text tokens as strings, image tokens left out; `is_rater` and `relevance` go with them.
-        images: as the model saw them, cropped and scaled, [I, height, width, 3].
-        grid: patches of one image, (rows, columns).
+        images: as the model saw them, cropped and scaled, each [height, width, 3].
+        image: of each visual token, the number of its image.
+        box: of each visual token, the part of its image that it sees, (top, left, bottom, right) from 0 to 1; all 0 for
+            a token without a place, such as a separator.
         visual_tokens: visual tokens entering each layer.
         report: the figures of `Report.to_dict()`.
     """
@@ -65,8 +68,9 @@ class SparsityTrace(NamedTuple):
     tokens: tuple[str, ...]
     is_rater: Bool[np.ndarray, " L"]
     relevance: Float[np.ndarray, " L"]
-    images: UInt8[np.ndarray, "I height width 3"]
-    grid: tuple[int, int]
+    images: tuple[UInt8[np.ndarray, "height width 3"], ...]
+    image: Int[np.ndarray, " V"]
+    box: Float[np.ndarray, "V 4"]
     visual_tokens: Int[np.ndarray, " S"]
     stages: tuple[StageRecord, ...]
     report: dict
@@ -85,10 +89,9 @@ def trace_prefill(
         raise refusal("sparsity", "a method that prunes (dense has nothing to trace)", sparsity)
     run = Run(vlm, [prompt], [image], method, max_new_tokens=1)
     result = jax.device_get(run.prefill(trace=True))
-    ids = run.inputs.input_ids[0]
-    is_text = ids != vlm.config.image_token_id
-    side = vlm.config.vision.patches_per_side
-    seen = side * vlm.config.vision.patch_size  # pixels that lie in a patch
+    ids, visual_index = run.inputs.rows[0].input_ids, run.inputs.rows[0].visual_index
+    is_text, layout, shown = visual_index < 0, run.inputs.layout, run.inputs.images_of(0)
+    counts = [len(layout.rows_of(image)) for image in shown]
     report = run.report(0, result, run.timing(None, 0.0))
     return SparsityTrace(
         method=method.name,
@@ -96,8 +99,9 @@ def trace_prefill(
         tokens=tuple(vlm.processor.tokenizer.convert_ids_to_tokens(ids[is_text].tolist())),
         is_rater=result.trace.raters.is_rater[0, : len(ids)][is_text],
         relevance=result.trace.raters.relevance[0, : len(ids)][is_text],
-        images=vlm.processor.pixels.restore(run.inputs.pixel_values[list(run.inputs.image_of_mark), :, :seen, :seen]),
-        grid=(side, side),
+        images=tuple(vlm.processor.restore(run.inputs.pixel_values, image) for image in shown),
+        image=np.repeat(np.arange(len(shown)), counts),
+        box=layout.box[visual_index[~is_text]],
         visual_tokens=np.array(report.visual_tokens),
         stages=_records(result.trace.stages, [plan.layer for plan in run.plans]),
         report=report.to_dict(),
@@ -155,11 +159,12 @@ def save_trace(path: str | Path, trace: SparsityTrace) -> Path:
         "method": trace.method,
         "prompt": trace.prompt,
         "tokens": trace.tokens,
-        "grid": trace.grid,
+        "images": len(trace.images),
         "layers": [stage.layer for stage in trace.stages],
         "report": trace.report,
     }
-    arrays = {name: getattr(trace, name) for name in ("is_rater", "relevance", "images", "visual_tokens")}
+    arrays = {name: getattr(trace, name) for name in _ARRAYS}
+    arrays |= {f"images.{index}": image for index, image in enumerate(trace.images)}
     for index, stage in enumerate(trace.stages):
         arrays |= {f"stages.{index}.{name}": value for name, value in stage._asdict().items() if name != "layer"}
     np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
@@ -195,9 +200,15 @@ def _read(file: BinaryIO) -> SparsityTrace:
         StageRecord(layer, *(arrays[f"stages.{index}.{name}"] for name in StageRecord._fields[1:]))
         for index, layer in enumerate(header["layers"])
     )
-    lists = {name: tuple(header[name]) for name in ("tokens", "grid")}
-    rest = {name: arrays[name] for name in ("is_rater", "relevance", "images", "visual_tokens")}
-    return SparsityTrace(header["method"], header["prompt"], **lists, **rest, stages=stages, report=header["report"])
+    return SparsityTrace(
+        method=header["method"],
+        prompt=header["prompt"],
+        tokens=tuple(header["tokens"]),
+        images=tuple(arrays[f"images.{index}"] for index in range(header["images"])),
+        **{name: arrays[name] for name in _ARRAYS},
+        stages=stages,
+        report=header["report"],
+    )
 
 
 def valid(name: str, trace: Any) -> SparsityTrace:
@@ -224,15 +235,17 @@ def _faults(trace: SparsityTrace) -> Iterator[str]:
     words = (len(trace.tokens),)
     yield from _array("is_rater", trace.is_rater, "b", words)
     yield from _array("relevance", trace.relevance, "f", words)
-    yield from _array("images", trace.images, "u", (None, None, None, 3))
+    for index, image in enumerate(trace.images):
+        yield from _array(f"images.{index}", image, "u", (None, None, 3))
     yield from _array("visual_tokens", trace.visual_tokens, "iu", (None,))
-    rows, columns = (whole(1)("grid", side) for side in trace.grid)
-    images, height, width, _ = trace.images.shape
-    if images and (height // rows != width // columns or height < rows):
-        yield f"images of {height} x {width} pixels have no grid of {rows} x {columns} square patches"
+    yield from _array("image", trace.image, "iu", (None,), below=len(trace.images))
+    yield from _array("box", trace.box, "f", (len(trace.image), 4))
+    top, left, bottom, right = trace.box.T
+    if not ((top <= bottom) & (left <= right) & (trace.box >= 0).T & (trace.box <= 1).T).all():
+        yield "box must be (top, left, bottom, right), each from 0 to 1"
     if not len(trace.visual_tokens):
         yield "visual_tokens must have an entry for each layer"
-    origin = np.arange(images * rows * columns)
+    origin = np.arange(len(trace.image))
     for index, stage in enumerate(trace.stages):
         yield from _stage_faults(f"stages.{index}", stage, origin, len(trace.visual_tokens))
         origin = np.concatenate([origin[stage.kept], np.full(len(stage.centers), -1)])

@@ -5,7 +5,7 @@
 `visualize` shows one question: raters, scores, kept and recycled patches at each stage, tokens per layer. `compare`
 shows several questions about the same picture side by side: different words keep different patches.
 
-V visual tokens of a stage · P patches of all images
+V visual tokens of a stage
 """
 
 import colorsys
@@ -71,7 +71,7 @@ def compare(traces: Sequence[SparsityTrace], answers: Sequence[str] = ()) -> "Fi
     _check(traces)
     if len(checked(answers=answers)) not in (0, len(traces)):
         raise ValueError(f"expected an answer for each of {len(traces)} traces, got {len(answers)}")
-    if any(not np.array_equal(trace.images, traces[0].images) for trace in traces):
+    if any(not _same(trace.images, traces[0].images) for trace in traces):
         raise ValueError("expected traces of one picture, got different pictures")
     figure = _figure(3.1 * (len(traces) + 1), 4.0)
     grid = figure.add_gridspec(1, len(traces) + 1, wspace=0.08)
@@ -88,29 +88,37 @@ def compare(traces: Sequence[SparsityTrace], answers: Sequence[str] = ()) -> "Fi
 
 
 def kept_picture(trace: SparsityTrace, stage: int) -> Float[np.ndarray, "height width 3"]:
-    """The picture after `stage`: kept patches as they are, recycled ones tinted by their cluster, the dropped faded."""
+    """The picture after `stage`: kept patches as they are, recycled ones tinted by their cluster, the dropped faded;
+    several images side by side. What no patch sees is faded, too."""
     _check([trace], stage)
     record, behind = trace.stages[stage], members(trace, stage)
-    patches = _patches(_picture(trace), trace)
-    shown = 1 - (1 - patches) * _FADE
+    picture, patches = _picture(trace), _patches(trace)
+    shown = 1 - (1 - picture) * _FADE
     for cluster in range(len(record.centers)):
         tint = np.array(colorsys.hsv_to_rgb(cluster * 0.381966 % 1, 0.65, 0.95))  # golden angle: neighbours differ
         for token in record.candidates[record.cluster == cluster]:
-            shown[behind[token]] = 0.45 * patches[behind[token]] + 0.55 * tint
+            for patch in behind[token]:
+                shown[patches[patch]] = 0.45 * picture[patches[patch]] + 0.55 * tint
     for token in record.kept:
-        shown[behind[token]] = patches[behind[token]]
-    return _join(shown, trace)
+        for patch in behind[token]:
+            shown[patches[patch]] = picture[patches[patch]]
+    return shown
 
 
-def score_map(trace: SparsityTrace, stage: int) -> Float[np.ndarray, "rows columns"]:
-    """Scores on the patch grid; a merged token's score on all its patches, NaN where nothing is left."""
+def score_map(trace: SparsityTrace, stage: int) -> Float[np.ndarray, "height width"]:
+    """Scores on the pixels of the picture, as in `kept_picture`; a merged token's score on all its patches, NaN where
+    nothing is left."""
     _check([trace], stage)
-    record = trace.stages[stage]
-    values = np.full(trace.visual_tokens[0], np.nan)
-    for score, patches in zip(record.scores, members(trace, stage), strict=True):
-        values[patches] = score
-    rows, columns = trace.grid
-    return np.concatenate(values.reshape(-1, rows, columns), axis=1)
+    picture, patches = _picture(trace), _patches(trace)
+    values = np.full(picture.shape[:2], np.nan)
+    for score, behind in zip(trace.stages[stage].scores, members(trace, stage), strict=True):
+        for patch in behind:
+            values[patches[patch]] = score
+    return values
+
+
+def _same(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    return len(images) == len(others) and all(map(np.array_equal, images, others))
 
 
 def _check(traces: Sequence[SparsityTrace], stage: int = 0) -> None:
@@ -130,22 +138,21 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _picture(trace: SparsityTrace) -> Float[np.ndarray, "height width 3"]:
-    return np.concatenate(trace.images, axis=1).astype(np.float64) / 255
+    """All images side by side, white below those that are less high."""
+    height = max(image.shape[0] for image in trace.images)
+    padded = [np.pad(image, ((0, height - len(image)), (0, 0), (0, 0)), constant_values=255) for image in trace.images]
+    return np.concatenate(padded, axis=1).astype(np.float64) / 255
 
 
-def _patches(picture: np.ndarray, trace: SparsityTrace) -> Float[np.ndarray, "P size size 3"]:
-    """The picture cut into patches, in the order of the visual tokens (image after image, row by row)."""
-    rows, columns = trace.grid
-    size, images = picture.shape[0] // rows, len(trace.images)
-    grid = picture[: rows * size, :].reshape(rows, size, images, columns, size, 3)
-    return grid.transpose(2, 0, 3, 1, 4, 5).reshape(-1, size, size, 3)
-
-
-def _join(patches: np.ndarray, trace: SparsityTrace) -> Float[np.ndarray, "height width 3"]:
-    rows, columns = trace.grid
-    size, images = patches.shape[1], len(trace.images)
-    grid = patches.reshape(images, rows, columns, size, size, 3).transpose(1, 3, 0, 2, 4, 5)
-    return grid.reshape(rows * size, images * columns * size, 3)
+def _patches(trace: SparsityTrace) -> list[tuple[slice, slice]]:
+    """The pixels of the picture that each visual token sees."""
+    left = np.cumsum([0, *(image.shape[1] for image in trace.images)])
+    patches = []
+    for number, box in zip(trace.image, trace.box, strict=True):
+        height, width = trace.images[number].shape[:2]
+        edges = np.rint(box * [height, width, height, width]).astype(int) + [0, left[number]] * 2
+        patches.append((slice(edges[0], edges[2]), slice(edges[1], edges[3])))
+    return patches
 
 
 def _draw_image(axes: "Axes", picture: np.ndarray, title: str) -> None:

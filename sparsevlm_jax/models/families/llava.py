@@ -89,7 +89,9 @@ class LlavaConfig:
     @property
     def picture(self) -> Picture:
         """Where the tokens of a picture are: rows of patches, after the class token where it is kept."""
-        return square_picture(self.vision.patches_per_side, first=self.vision.class_tokens - self.skipped_tokens)
+        side = self.vision.patches_per_side
+        extent = side * self.vision.patch_size / self.vision.image_size
+        return square_picture(side, first=self.vision.class_tokens - self.skipped_tokens, extent=extent)
 
     @property
     def tokens_per_image(self) -> int:
