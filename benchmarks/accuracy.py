@@ -87,6 +87,7 @@ def cells(
             if sparsity is None:
                 continue
             try:
+                sparsity.check(_depth(examiner), total)
                 sparsity.plan(_depth(examiner), _bucket(total))
                 if sparsity.merging and not isinstance(sparsity.merging, TowerReduction):
                     llava.merge_schedule(examiner.vlm.config, sparsity.merging)

@@ -6,14 +6,15 @@ the first id after the vocabulary, as in the llava-hf conversions.
 """
 
 from pathlib import Path
+from typing import Any
 
 from sparsevlm_jax.checkpoints.jsonfile import read_json
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.hf.known_fields import LLAVA_VISION
-from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig
+from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig, config_from_hf
 from sparsevlm_jax.models.families.llava import MAX_PROJECTOR_LAYERS
 
-from .kinds import ORIGINAL_TYPES, is_original, read_llava_json
+from .kinds import ORIGINAL_TYPES, is_original, read_model_json
 
 CLIP_L_336 = {"model_type": "clip_vision_model", **LLAVA_VISION}
 KNOWN_TOWERS = {  # by the end of a hub id, or of somebody's path to a copy
@@ -45,9 +46,7 @@ _NOT_FOR_TEXT = frozenset(
 )
 
 
-def read_config(
-    folder: str | Path, *, vision_tower: str | Path | None = None, without: tuple[str, ...] = ()
-) -> LlavaConfig:
+def read_config(folder: str | Path, *, vision_tower: str | Path | None = None, without: tuple[str, ...] = ()) -> Any:
     """The config of a checkpoint folder in either form.
 
     Args:
@@ -64,9 +63,9 @@ def read_config(
         CheckpointWarning: once, naming every field that is none of the model's.
     """
     path = Path(folder) / "config.json"
-    config = read_llava_json(folder)
+    config = read_model_json(folder)
     if not is_original(config):
-        return LlavaConfig.from_hf(config, where=str(path))
+        return config_from_hf(config, where=str(path))
     vision_config = _vision_config(path, config, vision_tower, without)
     config = original_to_hf(config, vision_config=vision_config, where=path)
     return LlavaConfig.from_hf(config, where=str(path), inlined=("text_config",))

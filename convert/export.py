@@ -20,7 +20,7 @@ from sparsevlm_jax.checkpoints.atomic import new_folder
 from sparsevlm_jax.checkpoints.own import check_params, processor_files
 from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.models import LlavaConfig
+from sparsevlm_jax.models import ModelConfig
 
 from .files import has_weights
 from .rows import Table, shape_after
@@ -35,7 +35,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def export_hf(
     params: Mapping[str, Any],
-    config: LlavaConfig,
+    config: ModelConfig,
     target: str | Path,
     *,
     dtype: jax.typing.DTypeLike | None = None,
@@ -60,11 +60,8 @@ def export_hf(
         CheckpointWarning: some weights hold NaN or infinity in `dtype`; it names them.
     """
     leaves, table = flatten(params), table_of(config)
-    if config.projector_layers != 2:
-        raise CheckpointError(
-            f"a model of projector_layers = {config.projector_layers} has no Hugging Face form: the projectors of "
-            "transformers have 2"
-        )
+    if gap := config.not_in_hf():
+        raise CheckpointError(f"a model of {gap}")
     check_params("the parameters to export", config, leaves)
     not_finite: list[str] = []
 

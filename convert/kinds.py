@@ -6,18 +6,14 @@ from sparsevlm_jax.checkpoints.jsonfile import read_json
 from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.hf.known_fields import QUANTISED
 from sparsevlm_jax.models import UnsupportedConfig
+from sparsevlm_jax.models.families.family import FAMILIES
 from sparsevlm_jax.processing import PROCESSOR_FILES
 
 from .files import has_weights
 
-HF_TYPES = ("llava", "vipllava")
-SUPPORTED = (
-    "LLaVA with a decoder like Llama and a CLIP or SigLIP tower, as transformers saves it (model_type 'llava' or "
-    "'vipllava') or as the original code does (1.0 and 1.5)"
-)
 ORIGINAL_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}  # -> the decoder's
 
-# Other families by model_type, for the message alone.
+# Families that are not registered, by model_type, for the message alone.
 _FAMILIES = {
     "blip-2": "BLIP-2",
     "gemma3": "Gemma 3",
@@ -48,8 +44,9 @@ _TOWERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip
 _DECODERS = ("gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
-def read_llava_json(folder: str | Path) -> dict:
-    """The table in `config.json` of a folder that holds a LLaVA, in either layout.
+def read_model_json(folder: str | Path) -> dict:
+    """The table in `config.json` of a folder that holds a model of a registered family, in its own layout or, of a
+    LLaVA, in that of the original code.
 
     Raises:
         CheckpointError: the folder is an adapter, or has no `config.json`, or that is no JSON table.
@@ -64,8 +61,13 @@ def read_llava_json(folder: str | Path) -> dict:
     config = read_json(path)
     kind = _unsupported(config)
     if kind is not None:
-        raise UnsupportedConfig(f"{path}: {kind}; supported: {SUPPORTED}")
+        raise UnsupportedConfig(f"{path}: {kind}; supported: {supported()}")
     return config
+
+
+def supported() -> str:
+    """What can be read, in words."""
+    return "; ".join(family.about for family in FAMILIES.values())
 
 
 def is_original(config: dict) -> bool:
@@ -92,7 +94,7 @@ def _without_config(folder: Path) -> str:
 
 
 def _unsupported(config: dict) -> str | None:
-    """What a config is of, unless it is a LLaVA."""
+    """What a config is of, unless it is supported."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return f"model_type {kind!r} says no kind of model"
@@ -100,7 +102,8 @@ def _unsupported(config: dict) -> str | None:
         return f"this is a vision tower (model_type {kind!r}), a part of a model"
     if kind in _DECODERS and not is_original(config):
         return f"this is a language model without vision (model_type {kind!r}), a part of a model"
-    if not (kind in HF_TYPES or (is_original(config) and kind in ORIGINAL_TYPES)):
+    is_registered = any(family.matches(config) for family in FAMILIES.values())
+    if not (is_registered or (is_original(config) and kind in ORIGINAL_TYPES)):
         name = f" ({_FAMILIES[kind]})" if kind in _FAMILIES else ""
         return f"model_type {kind!r}{name} is not supported"
     for field in QUANTISED:

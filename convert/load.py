@@ -17,24 +17,23 @@ import numpy as np
 from sparsevlm_jax import progress
 from sparsevlm_jax.checkpoints.trees import flatten, nest
 from sparsevlm_jax.errors import CheckpointError, CheckpointWarning
-from sparsevlm_jax.models import LlavaConfig, abstract_params
+from sparsevlm_jax.models import abstract_params, family_of
 
 from .config import read_config
 from .files import open_weights
 from .fused import unfused
-from .kinds import is_original, read_llava_json
+from .kinds import is_original, read_model_json
 from .names import Group, Source, assign
 from .rows import Table
 from .tables import CLIP, table_of
 from .tensors import StoredTensor, is_finite
 
-_TOWER = "vision_tower"
 _HEAD, _EMBEDDING = "lm_head.kernel", "language_model.embed_tokens.embedding"
 
 
 def read_params(
     folder: str | Path,
-    config: LlavaConfig,
+    config: Any,
     *,
     vision_tower: str | Path | None = None,
     without: tuple[str, ...] = (),
@@ -75,7 +74,7 @@ def read_params(
 
 
 def match_params(
-    folder: str | Path, config: LlavaConfig, *, vision_tower: str | Path | None = None, without: tuple[str, ...] = ()
+    folder: str | Path, config: Any, *, vision_tower: str | Path | None = None, without: tuple[str, ...] = ()
 ) -> dict[str, Source]:
     """The stored tensor behind every parameter, in the order of the model; none is read. Arguments and errors are those
     of `read_params`, as far as they show without reading."""
@@ -86,7 +85,7 @@ def match_params(
 
 def external_tower(folder: str | Path) -> str | None:
     """The name of the vision tower that an original checkpoint expects to find elsewhere; None if it needs none."""
-    config = read_llava_json(folder)
+    config = read_model_json(folder)
     name = config.get("mm_vision_tower")
     if not is_original(config) or not isinstance(name, str):
         return None
@@ -95,16 +94,16 @@ def external_tower(folder: str | Path) -> str | None:
 
 def has_tower(folder: str | Path) -> bool:
     """Whether a Hugging Face or original LLaVA folder holds weights of a vision tower."""
-    read_llava_json(folder)  # what is no such folder is told by its kind
+    read_model_json(folder)  # what is no such folder is told by its kind
     return _has_tower(open_weights(folder))
 
 
 def describe(
     folder: str | Path, *, vision_tower: str | Path | None = None
-) -> tuple[str, str, list[tuple[tuple[int, ...], str]], LlavaConfig]:
+) -> tuple[str, str, list[tuple[tuple[int, ...], str]], Any]:
     """A folder's kind, its layout, the (shape, dtype) of every weight, and its config; no weight is read. An original
     checkpoint's vision tower may lie in a folder of its own."""
-    kind = "original" if is_original(read_llava_json(folder)) else "huggingface"
+    kind = "original" if is_original(read_model_json(folder)) else "huggingface"
     config = read_config(folder, vision_tower=vision_tower)
     table = table_of(config)
     tensors = open_weights(folder, ignored=table.ignored)
@@ -112,7 +111,7 @@ def describe(
 
 
 def _plan(
-    folder: Path, config: LlavaConfig, vision_tower: str | Path | None, without: tuple[str, ...]
+    folder: Path, config: Any, vision_tower: str | Path | None, without: tuple[str, ...]
 ) -> tuple[dict[str, tuple[int, ...]], list[Group]]:
     """Every parameter to fill, and the tensors to fill them from."""
     table = table_of(config)
@@ -120,7 +119,8 @@ def _plan(
     tower = {}
     if vision_tower is not None and not _has_tower(tensors):
         tower = open_weights(vision_tower, ignored=CLIP.ignored)
-    layers = config.text.num_hidden_layers + (0 if _TOWER in without else config.vision.num_hidden_layers)
+    parts = family_of(config).modules(config).items()
+    layers = sum(getattr(part, "num_hidden_layers", 0) for name, (_, part) in parts if name not in without)
     if layers > len(tensors) + len(tower):  # before a tree of that many layers is built
         raise CheckpointError(f"{folder} holds {len(tensors)} tensors, too few for the {layers} layers of its config")
     tree = {part: leaves for part, leaves in abstract_params(config, jnp.float32).items() if part not in without}
@@ -135,7 +135,7 @@ def _has_tower(names: Iterable[str]) -> bool:
     return any("vision_tower." in name for name in names)
 
 
-def settle_head(folder: str | Path, config: LlavaConfig) -> LlavaConfig:
+def settle_head(folder: str | Path, config: Any) -> Any:
     """The config with its embeddings tied or not as the weights have them.
 
     A head that is stored beside the embeddings that it is tied to, and differs from them, is a head of its own: so

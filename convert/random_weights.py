@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsevlm_jax.checkpoints.atomic import new_folder
 from sparsevlm_jax.checkpoints.trees import flatten
-from sparsevlm_jax.models import LlavaConfig, abstract_params
+from sparsevlm_jax.models import ModelConfig, abstract_params, config_from_hf
 from sparsevlm_jax.processing import LLAVA_1_5, PixelConfig
 
 from .export import export_tensor, write_shards
@@ -43,7 +43,7 @@ def write_random_checkpoint(
     Raises:
         ValueError: naming every config value that is not implemented, or too small a vocabulary.
     """
-    model = LlavaConfig.from_hf(config)
+    model = config_from_hf(config)
     if not len(SPECIALS) + 256 <= model.image_token_id:
         raise ValueError(f"expected an image_token_index of at least {len(SPECIALS) + 256}, got {model.image_token_id}")
     with new_folder(folder, overwrite=overwrite, replaceable=has_weights) as work:
@@ -56,7 +56,7 @@ def write_random_checkpoint(
         (work / "chat_template.jinja").write_text(LLAVA_1_5)
 
 
-def _random_tensors(config: LlavaConfig, seed: int, dtype: str) -> dict[str, StoredTensor]:
+def _random_tensors(config: ModelConfig, seed: int, dtype: str) -> dict[str, StoredTensor]:
     tree, table = flatten(abstract_params(config, jnp.dtype(dtype))), table_of(config)
     return dict(
         export_tensor(table, name, leaf.shape, leaf.dtype, partial(_draw, name, leaf.shape, leaf.dtype, seed))

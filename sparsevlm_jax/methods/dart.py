@@ -114,11 +114,14 @@ class WholeParts:
     pivots: int = 8
 
     def __post_init__(self):
-        settle(self, budget=part("a FixedBudget", "table", "number"), image=whole(1), pivots=whole(1))
+        settle(self, budget=part("a FixedBudget", "table", "check", "number"), image=whole(1), pivots=whole(1))
 
     def number(self, images: int) -> int | None:
         """How many tokens it asks of a row; None for a share."""
         return self.budget.number(images)
+
+    def check(self, geometry: Geometry) -> None:
+        self.budget.check(geometry)
 
     def table(self, geometry: Geometry, recycle: Recycler | None) -> np.ndarray:
         counts = self.budget.table(geometry, recycle)

@@ -4,7 +4,7 @@ from .files import PROCESSOR_FILES
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, open_image
 from .layout import Layout, Picture, PromptRow, prompt_row, square_picture
 from .pixels import PixelConfig, center_crop, pad_to_square, preprocess
-from .processor import ProcessedInputs, Processor
+from .processor import Prepared, ProcessedInputs, Processor
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1, Message, Prompt, PromptError, read_prompt, render
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Message",
     "Picture",
     "PixelConfig",
+    "Prepared",
     "ProcessedInputs",
     "Processor",
     "Prompt",

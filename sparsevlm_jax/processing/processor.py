@@ -247,10 +247,9 @@ class Processor:
             row[:] = preprocess(opened, self.pixels)
         return pixels
 
-    def restore(self, pixel_values: Any, image: int) -> UInt8[np.ndarray, "H W 3"]:
-        """One of the images of `ProcessedInputs`, as the model saw it; boxes of its tokens are parts of it. Of a
-        family's own."""
-        return self.pixels.restore(pixel_values[image : image + 1])[0]
+    def restore(self, inputs: ProcessedInputs, image: int) -> UInt8[np.ndarray, "H W 3"]:
+        """One of the images, as the model saw it; boxes of its tokens are parts of it. Of a family's own."""
+        return self.pixels.restore(inputs.pixel_values[image : image + 1])[0]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of generated ids; ids no tokenizer knows (image placeholders, padding rows) are left out."""

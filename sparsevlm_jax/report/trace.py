@@ -45,7 +45,7 @@ class StageRecord(NamedTuple):
     candidates: Int[np.ndarray, " C"]
     cluster: Int[np.ndarray, " C"]
     centers: Int[np.ndarray, " M"]
-    position_ids: Int[np.ndarray, " L_out"]
+    position_ids: Int[np.ndarray, "L_out ..."]
 
 
 class SparsityTrace(NamedTuple):
@@ -99,7 +99,7 @@ def trace_prefill(
         tokens=tuple(vlm.processor.tokenizer.convert_ids_to_tokens(ids[is_text].tolist())),
         is_rater=result.trace.raters.is_rater[0, : len(ids)][is_text],
         relevance=result.trace.raters.relevance[0, : len(ids)][is_text],
-        images=tuple(vlm.processor.restore(run.inputs.pixel_values, image) for image in shown),
+        images=tuple(vlm.processor.restore(run.inputs, image) for image in shown),
         image=np.repeat(np.arange(len(shown)), counts),
         box=layout.box[visual_index[~is_text]],
         visual_tokens=np.array(report.visual_tokens),
@@ -259,7 +259,8 @@ def _stage_faults(name: str, stage: StageRecord, origin: Int[np.ndarray, " V"], 
     if not np.array_equal(stage.origin, origin):
         yield f"{name}.origin must number what entered the stage"
     yield from _array(f"{name}.scores", stage.scores, "f", origin.shape)
-    yield from _array(f"{name}.position_ids", stage.position_ids, "iu", (None,))
+    axes = np.ndim(stage.position_ids) - 1  # positions are numbers, or vectors
+    yield from _array(f"{name}.position_ids", stage.position_ids, "iu", (None,) * (1 + min(max(axes, 0), 1)))
     for part in ("kept", "candidates", "centers"):
         yield from _array(f"{name}.{part}", getattr(stage, part), "iu", (None,), below=len(origin))
     yield from _array(f"{name}.cluster", stage.cluster, "iu", stage.candidates.shape, below=len(stage.centers))

@@ -62,7 +62,11 @@ class Run:
                 "with positions='keep'"
             )
         depth = vlm.config.text.num_hidden_layers
-        self.plans: tuple[StagePlan, ...] = self.sparsity.plan(depth, self.batch.bucket) if self.sparsity else ()
+        self.plans: tuple[StagePlan, ...] = ()
+        if self.sparsity:
+            for visual in sorted({row.visual_count for row in self.inputs.rows}):
+                self.sparsity.check(depth, visual)
+            self.plans = self.sparsity.plan(depth, self.batch.bucket)
         self._say_what_is_spare()
         self.ran = self.plans  # bucketed prefill plans anew, by the counts it finds
         self.encode_ms: float | None = None
@@ -166,7 +170,7 @@ class Run:
             itemsize=self.vlm.dtype.itemsize,
             timing=timing,
             merging=self.sparsity.merging if self.sparsity else None,
-            feed_forward={stage.plan.layer: text + stage.needed for stage in stages if stage.plan.layer >= 0},
+            feed_forward={s.plan.layer: text + s.needed for s in stages if visual and s.plan.layer >= 0},
         )
 
     def _stages(self, entering: int, wanted: list[int], leaving: list[int]) -> "list[_Stage]":

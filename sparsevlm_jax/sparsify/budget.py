@@ -43,6 +43,10 @@ class FixedBudget(Protocol):
         """Kept tokens, [stages, rows of geometry]."""
         ...
 
+    def check(self, geometry: Geometry) -> None:
+        """Raises ValueError if a row of `geometry.visual` tokens cannot be brought down to the budget."""
+        ...
+
 
 @runtime_checkable
 class AdaptiveBudget(Protocol):
@@ -94,12 +98,12 @@ class Tokens:
     def table(self, geometry: Geometry, recycle: Recycler | None) -> np.ndarray:
         rows = geometry.row_counts
         target = rows * float(self.amount) if isinstance(self.amount, Share) else np.full(len(rows), self.amount)
-        self._check_floor(target[-1], geometry)
         return kept_for_mean(target.astype(float), rows, geometry, recycle, self.curve)
 
-    def _check_floor(self, target: float, geometry: Geometry) -> None:
+    def check(self, geometry: Geometry) -> None:
         """What the layers before the first stage see cannot be met. A token or two more, those that each stage keeps at
         least, can be missed: then the least mean there is comes out, and the report says it."""
+        target = geometry.visual * float(self.amount) if isinstance(self.amount, Share) else self.amount
         floor = geometry.visual * max(geometry.layers[0], 0) / geometry.num_layers
         if geometry.visual and target < floor:
             raise ValueError(
@@ -186,6 +190,9 @@ class KeptTokens:
     def number(self, images: int) -> int | None:
         """How many tokens its first stage keeps; None for a share."""
         return self.kept[0] if isinstance(self.kept[0], int) else None
+
+    def check(self, geometry: Geometry) -> None:
+        """Any number can be kept."""
 
     def table(self, geometry: Geometry, recycle: Recycler | None) -> np.ndarray:
         if len(self.kept) != len(geometry.layers):

@@ -92,9 +92,9 @@ def _merging(name: str, value: Any) -> TowerMerging | TowerReduction:
 def _budget(name: str, value: Any) -> Budget:
     """Either of two kinds, as in `_merging`."""
     try:
-        return part("a FixedBudget", "table")(name, value)
+        return part("a FixedBudget", "table", "check")(name, value)
     except ValueError:
-        kinds = "a FixedBudget (with table) or an AdaptiveBudget"
+        kinds = "a FixedBudget (with table, check) or an AdaptiveBudget"
         return part(kinds, "needs", "bound", "count", "cost")(name, value)
 
 
@@ -224,11 +224,17 @@ class SparsityConfig:
     def geometry(self, num_layers: int, bucket: Bucket) -> Geometry:
         return Geometry(num_layers, self.pruning_layers(num_layers), bucket.visual, bucket.fewest)
 
+    def check(self, num_layers: int, visual: int) -> None:
+        """Raises ValueError if a row of so many visual tokens cannot be brought down to a fixed budget: the layers
+        before the first stage see them all. Such a row is planned for all the same, and gets the least there is."""
+        if visual and isinstance(self.budget, FixedBudget):
+            self.budget.check(Geometry(num_layers, self.pruning_layers(num_layers), visual, visual))
+
     def plan(self, num_layers: int, bucket: Bucket) -> tuple[StagePlan, ...]:
         """Static shapes of every stage; none for a batch without images.
 
         Raises:
-            ValueError: if layers or budget do not fit the model.
+            ValueError: if the layers do not fit the model.
         """
         return _plan(self, num_layers, bucket)
 

@@ -81,7 +81,7 @@ def test_more_than_there_are_is_all_and_a_budget_of_nothing_is_refused(name):
 @pytest.mark.parametrize("name", [name for name in PRUNED if pruned(name).pruning_layers(DEPTH)[0] > 0])
 def test_a_budget_below_what_the_first_layers_see_names_the_floor(name):
     with pytest.raises(ValueError, match=r"below the floor of .* layers see all 32"):
-        pruned(name, Fraction(1, 1000)).plan(DEPTH, BUCKET)
+        pruned(name, Fraction(1, 1000)).check(DEPTH, BUCKET.visual)
 
 
 @pytest.mark.parametrize("name", PRUNED)

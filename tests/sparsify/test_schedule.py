@@ -116,8 +116,9 @@ def test_a_row_that_may_keep_everything_does():
 
 def test_a_budget_below_the_floor_is_an_error_that_names_the_floor():
     with pytest.raises(ValueError, match=re.escape("35 visual tokens is below the floor of 36: the first 2 of 32")):
-        SparsityConfig.sparsevlm(35).plan(32, Bucket(text=32, visual=576))
-    SparsityConfig.sparsevlm(36).plan(32, Bucket(text=32, visual=576))
+        SparsityConfig.sparsevlm(35).check(32, 576)
+    SparsityConfig.sparsevlm(36).check(32, 576)
+    SparsityConfig.sparsevlm(35).check(32, 0)
 
 
 @pytest.mark.parametrize(

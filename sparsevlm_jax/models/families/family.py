@@ -37,6 +37,10 @@ class ModelConfig(Protocol):
     @property
     def pad_token_id(self) -> int: ...
     def to_hf(self) -> dict: ...
+    def not_in_hf(self) -> str:
+        """What of it `transformers` has no class for; empty: there is one."""
+        ...
+
     def describe_vision(self) -> str:
         """The towers, and how many tokens a picture becomes, in a line."""
         ...
@@ -94,6 +98,7 @@ class Family:
         encoder_flops: exact matmul FLOPs of encoding pictures of so many visual tokens each, with a method that merges
             in the tower or without.
         processor: of its checkpoints; called as `processor.from_folder(folder, config, ...)`.
+        about: what of it can be read, in words, for messages.
         dummy: the smallest config that has all parts, for tests, benchmarks and docs.
     """
 
@@ -104,6 +109,7 @@ class Family:
     encode: Encode
     encoder_flops: Callable[[Any, Sequence[int], TowerMerging | TowerReduction | None], int]
     processor: type[Processor]
+    about: str
     dummy: Callable[[], Any]
 
 

@@ -173,6 +173,13 @@ class LlavaConfig:
         read.done()
         return cls(**result)
 
+    def not_in_hf(self) -> str:
+        """A projector of another depth than that of transformers."""
+        if self.projector_layers == 2:
+            return ""
+        layers = self.projector_layers
+        return f"projector_layers = {layers} has no Hugging Face form: the projectors of transformers have 2"
+
     def describe_vision(self) -> str:
         """The tower, and how many tokens a picture becomes."""
         vision = self.vision
@@ -483,6 +490,10 @@ register(
         encode=encode,
         encoder_flops=encoder_flops,
         processor=Processor,
+        about=(
+            "LLaVA with a decoder like Llama and a CLIP or SigLIP tower, as transformers saves it (model_type 'llava' "
+            "or 'vipllava') or as the original code does (1.0 and 1.5)"
+        ),
         dummy=dummy,
     )
 )
