@@ -103,7 +103,7 @@ class Tokens:
     def check(self, geometry: Geometry) -> None:
         """What the layers before the first stage see cannot be met. A token or two more, those that each stage keeps at
         least, can be missed: then the least mean there is comes out, and the report says it."""
-        target = geometry.visual * float(self.amount) if isinstance(self.amount, Share) else self.amount
+        target = geometry.visual * float(self.amount) if isinstance(self.amount, Share) else int(self.amount)
         floor = geometry.visual * max(geometry.layers[0], 0) / geometry.num_layers
         if geometry.visual and target < floor:
             raise ValueError(
