@@ -11,6 +11,7 @@ B batch
 """
 
 import dataclasses
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,16 +27,36 @@ from .programs import Program
 from .segment import DecodeState, Segment, Stage, join, last_logits, run_segment
 
 
-class Carried(NamedTuple):
-    """What one program leaves for the next, and for the result: the stream behind a segment and its layers' state (see
-    `run_segment`), what the next stage decided and how many visual tokens that leaves, or the logits."""
+class Between(NamedTuple):
+    """What one program leaves for the next: the stream behind a segment (see `run_segment`), what the stage decided,
+    and the visual tokens of each row's prompt."""
 
     stream: TokenStream
-    visual_total: Int[Array, " B"]
-    state: DecodeState
     decision: Decision | None
+    visual_total: Int[Array, " B"]
+
+
+class Carried(NamedTuple):
+    """What a program gives: what the next one takes up, its layers' state, and how many visual tokens leave the stage,
+    or the logits."""
+
+    between: Between
+    state: DecodeState
     leaving: Int[Array, " B"] | None
     logits: Array | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is static in all programs of a prefill."""
+
+    config: ModelConfig
+    sparsity: SparsityConfig
+    implementation: Implementation
+    new_tokens: int
+
+    def run(self, lm: CausalLM, stream: TokenStream, layers: range, stage: Stage | None) -> Segment:
+        return run_segment(lm, stream, layers, stage, implementation=self.implementation, new_tokens=self.new_tokens)
 
 
 class Timed(NamedTuple):
@@ -64,10 +85,12 @@ def prefill_bucketed(
     """
     depth, layers = config.text.num_hidden_layers, sparsity.pruning_layers(config.text.num_hidden_layers)
     layers = layers if bucket.visual else ()
-    static = dict(config=config, sparsity=sparsity, implementation=implementation, new_tokens=new_tokens)
+    setting = Setting(config, sparsity, implementation, new_tokens)
     ends = [*(layer + 1 for layer in layers), depth]
     plan = sparsity.bound(layers[0], bucket.visual, bucket) if layers else None
-    segment, run_ms, compile_ms = _first(params, inputs, bucket=bucket, end=ends[0], plan=plan, **static)
+    segment, run_ms, compile_ms = _first(
+        params, inputs, setting=setting, bucket=bucket, layers=range(ends[0]), plan=plan
+    )
     segments, plans = [segment], []
     for stage, end in enumerate(ends[1:]):
         assert plan is not None
@@ -75,9 +98,8 @@ def prefill_bucketed(
         leaving = ladder(int(np.max(np.asarray(segment.leaving))), plan.leaving)
         fitted = dataclasses.replace(plan, leaving=leaving)
         plan = sparsity.bound(layers[stage + 1], leaving, bucket) if stage + 1 < len(layers) else None
-        carried = (segment.stream, segment.visual_total, segment.decision)
         segment, ms, compiling_ms = _next(
-            params, *carried, fitted=fitted, start_layer=ends[stage], end=end, plan=plan, **static
+            params, segment.between, setting=setting, fitted=fitted, layers=range(ends[stage], end), plan=plan
         )
         run_ms, compile_ms = run_ms + ms, compile_ms + compiling_ms
         segments.append(segment)
@@ -97,51 +119,41 @@ def _run_first(
     params: dict,
     inputs: PrefillInputs,
     *,
-    config: ModelConfig,
-    sparsity: SparsityConfig,
+    setting: Setting,
     bucket: Bucket,
-    end: int,
+    layers: range,
     plan: StagePlan | None,
-    implementation: Implementation,
-    new_tokens: int,
 ) -> Carried:
-    lm = language_model(params, config)
+    lm, sparsity = language_model(params, setting.config), setting.sparsity
     stream, _ = start(lm, inputs, sparsity=sparsity, bucket=bucket)
     total = stream.is_visual.sum(axis=1)
     stage = None if plan is None else Stage(plan, sparsity, total, context_of_rows(inputs, plan.visual))
-    run = run_segment(lm, stream, range(end), stage, implementation=implementation, new_tokens=new_tokens)
-    return _carry(lm, run, total, stage)
+    return _carry(lm, setting.run(lm, stream, layers, stage), total, stage)
 
 
 def _run_next(
     params: dict,
-    stream: TokenStream,
-    visual_total: Int[Array, " B"],
-    decision: Decision,
+    between: Between,
     *,
-    config: ModelConfig,
-    sparsity: SparsityConfig,
+    setting: Setting,
     fitted: StagePlan,
-    start_layer: int,
-    end: int,
+    layers: range,
     plan: StagePlan | None,
-    implementation: Implementation,
-    new_tokens: int,
 ) -> Carried:
-    lm = language_model(params, config)
-    pruned, _ = apply(stream, decision, fitted, sparsity)
-    layers, stage = range(start_layer, end), None if plan is None else Stage(plan, sparsity, visual_total)
-    run = run_segment(lm, pruned, layers, stage, implementation=implementation, new_tokens=new_tokens)
-    return _carry(lm, run, visual_total, stage)
+    lm, (stream, decision, visual_total) = language_model(params, setting.config), between
+    assert decision is not None  # there is a stage before every program but the first
+    pruned, _ = apply(stream, decision, fitted, setting.sparsity)
+    stage = None if plan is None else Stage(plan, setting.sparsity, visual_total)
+    return _carry(lm, setting.run(lm, pruned, layers, stage), visual_total, stage)
 
 
 def _carry(lm: CausalLM, run: Segment, visual_total: Int[Array, " B"], stage: Stage | None) -> Carried:
     """What the host and the next program want of a segment that has run."""
     if stage is None or run.decision is None:
-        return Carried(run.stream, visual_total, run.state, None, None, last_logits(lm, run.stream))
+        return Carried(Between(run.stream, None, visual_total), run.state, None, last_logits(lm, run.stream))
     kept, recycle = run.decision.selection.count, stage.sparsity.recycle
     merged = recycle.merged_count(run.decision.visual_count - kept, kept) if recycle else 0
-    return Carried(run.stream, visual_total, run.state, run.decision, kept + merged, None)
+    return Carried(Between(run.stream, run.decision, visual_total), run.state, kept + merged, None)
 
 
 def _result(segments: list[Carried]) -> tuple[PrefillResult, float, float]:
@@ -149,10 +161,11 @@ def _result(segments: list[Carried]) -> tuple[PrefillResult, float, float]:
     they come in too many shapes to compile for."""
     *stages, last = segments
     assert last.logits is not None
-    counts = [(stage.leaving, stage.decision.wanted) for stage in stages if stage.decision]
+    decisions = [stage.between.decision for stage in stages]
+    counts = [(stage.leaving, own.wanted) for stage, own in zip(stages, decisions, strict=True) if own]
     states = [segment.state for segment in segments]
     bare = [state._replace(cache=state.cache._replace(k=(), v=(), bias=())) for state in states]
-    (state, visual_count, wanted), run_ms, compile_ms = _joined(bare, counts, last.visual_total)
+    (state, visual_count, wanted), run_ms, compile_ms = _joined(bare, counts, last.between.visual_total)
     k, v, bias = ([x for s in states for x in getattr(s.cache, name) or ()] for name in ("k", "v", "bias"))
     state = state._replace(cache=state.cache._replace(k=tuple(k), v=tuple(v), bias=tuple(bias)))
     return PrefillResult(last.logits, state, visual_count, wanted, trace=None), run_ms, compile_ms
@@ -166,7 +179,6 @@ def _join_counts(
     return join(states), leaving, wanted
 
 
-_STATIC = ("config", "sparsity", "end", "plan", "implementation", "new_tokens")
-_first = Program(_run_first, static=(*_STATIC, "bucket"))
-_next = Program(_run_next, static=(*_STATIC, "fitted", "start_layer"))
+_first = Program(_run_first, static=("setting", "bucket", "layers", "plan"))
+_next = Program(_run_next, static=("setting", "fitted", "layers", "plan"))
 _joined = Program(_join_counts, static=())
