@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsevlm_jax.demo import evaluate, world
-from sparsevlm_jax.demo.questions import Question
+from sparsevlm_jax.demo import world
+from sparsevlm_jax.demo.questions import Question, exam
 from sparsevlm_jax.models.families.family import Encoded
 from sparsevlm_jax.models.families.llava import encode
 from sparsevlm_jax.processing import Layout, ProcessedInputs, prompt_row
@@ -43,7 +43,7 @@ class Exam:
     def draw(cls, count: int, split: world.Split = "test") -> "Exam":
         scenes, questions, seed = [], [], 0
         while len(questions) < count:
-            asked = evaluate.exam(seed, split)[1]
+            asked = exam(seed, split)[1]
             scenes += [seed] * len(asked)
             questions += asked
             seed += 1
@@ -133,7 +133,7 @@ class Examiner:
         return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *found)
 
     def _encode(self, scenes: list[int], needs: bool, merging: Any) -> None:
-        pictures = [evaluate.exam(scene, self.exam.split)[0].draw() for scene in scenes]
+        pictures = [world.sample(scene, self.exam.split).draw() for scene in scenes]
         pixels = self.vlm.processor.encode_images(pictures + [pictures[-1]] * (8 - len(pictures)))
         encoded: Encoded = _encode(
             self.vlm.params,

@@ -22,7 +22,7 @@ from held_out import Exam
 
 import sparsevlm_jax as sv
 from sparsevlm_jax import methods
-from sparsevlm_jax.demo import evaluate
+from sparsevlm_jax.demo import world
 from sparsevlm_jax.sparsify import SparsityConfig
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     others = {"bfloat16": Precision(half, None), "float32 by default": Precision(full, None)}
     exam = Exam.draw(options.questions)
     asked = [
-        (question.text, evaluate.exam(scene, exam.split)[0].draw())
+        (question.text, world.sample(scene, exam.split).draw())
         for scene, question in zip(exam.scenes, exam.questions, strict=True)
     ]
     results: dict[str, dict] = {name: {} for name in others}

@@ -1,4 +1,7 @@
-"""The bundled demo: a drawn world of street signs, and the small LLaVA, trained here, that reads them."""
+"""The bundled demo: a drawn world of street signs, questions about it, and a small LLaVA that reads them.
+
+Its training stands in `examples/train_demo/` of the repository.
+"""
 
 from pathlib import Path
 from typing import Final

@@ -6,13 +6,19 @@ from random import Random
 from typing import Final, NamedTuple
 
 from .sprites import CAR_COLOURS, SHAPES
-from .world import Scene, Sign
+from .world import Scene, Sign, Split, sample
 
 KINDS: Final = ("word by colour", "word by shape", "colour by word", "colour by shape", "count", "car", "beside")
 """What is named in the question, and what is asked for."""
 
 ONE_CAR: Final = "colour of the car"
 """A kind asked in training alone: it teaches where cars are, which "yes" and "no" hardly do."""
+
+
+EXAM_QUESTIONS: Final = 8
+"""Most questions that an exam asks about a scene."""
+
+_EXAM_WEIGHTS: Final[dict[str, float]] = dict(zip(KINDS, (4.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.5), strict=True))
 
 
 class Question(NamedTuple):
@@ -50,6 +56,12 @@ def pick(scene: Scene, rng: Random, count: int, weights: Mapping[str, float]) ->
         if not pool[kind]:
             del pool[kind]
     return picked
+
+
+def exam(seed: int, split: Split = "test") -> tuple[Scene, list[Question]]:
+    """The scene of a seed and the questions about it by which the model is judged, fewer where it has no more."""
+    scene = sample(seed, split)
+    return scene, pick(scene, Random(f"exam {split} {seed}"), EXAM_QUESTIONS, _EXAM_WEIGHTS)
 
 
 def _take(questions: list[Question], rng: Random, *, fair: bool) -> Question:

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import sparsevlm_jax as sv
-from sparsevlm_jax.demo import CHECKPOINT, evaluate, language, tokenizer
+from examples.train_demo import evaluate, language, tokenizer
+from sparsevlm_jax.demo import CHECKPOINT, world
+from sparsevlm_jax.demo.questions import exam
 
 pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
-ASKED = [(seed, question) for seed in range(40) for question in evaluate.exam(seed)[1]][:200]
+ASKED = [(seed, question) for seed in range(40) for question in exam(seed)[1]][:200]
 """Held-out questions, each with the seed of its scene."""
 MEGABYTE = 1_000_000
 
@@ -27,7 +29,7 @@ def dense(vlm):
     told = []
     for start in range(0, len(ASKED), 50):
         rows = ASKED[start : start + 50]
-        prompts, pictures = [asked.text for _, asked in rows], [evaluate.exam(seed)[0].draw() for seed, _ in rows]
+        prompts, pictures = [asked.text for _, asked in rows], [world.sample(seed, "test").draw() for seed, _ in rows]
         told += sv.generate(vlm, prompts, pictures, sparsity=None, max_new_tokens=8)
     return [output.text.strip() for output in told]
 
@@ -60,7 +62,7 @@ def test_transformers_gives_the_same_answers(dense):
         rows = ASKED[start : start + 25]
         inputs = processor(
             text=[f"USER: <image>\n{question.text} ASSISTANT:" for _, question in rows],
-            images=[evaluate.exam(seed)[0].draw() for seed, _ in rows],
+            images=[world.sample(seed, "test").draw() for seed, _ in rows],
             padding=True,
             return_tensors="pt",
         )

@@ -1,4 +1,4 @@
-"""Writes a trained model as a Hugging Face folder: `python -m sparsevlm_jax.demo.export --run RUN --to FOLDER`.
+"""Writes a trained model as a Hugging Face folder: `python -m examples.train_demo.export --run RUN --to FOLDER`.
 
 Float16 weights in shards below 16 MB, tokenizer, chat template and pixel settings: what the package carries.
 """
@@ -11,9 +11,10 @@ from typing import Final
 
 import jax.numpy as jnp
 
-from ..convert.export import export_hf
-from ..models.families.llava import LlavaConfig
-from ..processing.prompts import LLAVA_1_5
+from sparsevlm_jax.convert.export import export_hf
+from sparsevlm_jax.models.families.llava import LlavaConfig
+from sparsevlm_jax.processing.prompts import LLAVA_1_5
+
 from . import language, tokenizer, train
 from .pixels import MEAN, STD
 
@@ -75,7 +76,7 @@ def export(params: dict, config: LlavaConfig, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sparsevlm_jax.demo.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.train_demo.export", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a training run")
     parser.add_argument("--to", type=Path, required=True, help="where to write the checkpoint")
     options = parser.parse_args()

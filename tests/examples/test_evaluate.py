@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsevlm_jax.demo import evaluate, tokenizer
-from sparsevlm_jax.demo.evaluate import Score
-from sparsevlm_jax.demo.questions import Question
+from examples.train_demo import evaluate, tokenizer
+from examples.train_demo.evaluate import Score
+from sparsevlm_jax.demo.questions import Question, exam
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,14 @@ def test_tally_counts_by_kind_and_in_all():
 
 
 def test_the_blank_picture_hides_everything_and_asks_the_same():
-    exams = [evaluate.exam(seed) for seed in range(3)]
+    exams = [exam(seed) for seed in range(3)]
     plain, blank = evaluate._batch(exams, "none"), evaluate._batch(exams, "blank picture")
     assert not blank.pixel_values.any()
     np.testing.assert_array_equal(plain.segments.ids, blank.segments.ids)
 
 
 def test_shuffled_questions_keep_picture_and_answers_and_change_every_question():
-    exams = [evaluate.exam(seed) for seed in range(3)]
+    exams = [exam(seed) for seed in range(3)]
     plain, turned = evaluate._batch(exams, "none"), evaluate._batch(exams, "shuffled questions")
     np.testing.assert_array_equal(plain.pixel_values, turned.pixel_values)
     for row, (_, asked) in enumerate(exams):

@@ -1,4 +1,4 @@
-"""Trains the bundled model: `python -m sparsevlm_jax.demo.train --out RUN`.
+"""Trains the bundled model: `python -m examples.train_demo.train --out RUN`.
 
 The stages of `curriculum` follow one another, each starting from the last checkpoint of the one before. A run that was
 stopped continues from its newest checkpoint, bit for bit as if it had not been: scenes follow from the step alone.
@@ -23,7 +23,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from ..sparsify import SparsityConfig
+from sparsevlm_jax.sparsify import SparsityConfig
+
 from . import language, pruned, tower
 from .curriculum import PRUNED, STAGES, Stage
 from .progress import Progress
@@ -218,7 +219,7 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sparsevlm_jax.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.train_demo.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing one is continued")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after this long")

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sparsevlm_jax.demo.questions import KINDS, ONE_CAR, Question
+
 from . import tokenizer
-from .questions import KINDS, ONE_CAR, Question
 
 SEGMENT: Final = 16
 """Tokens of a segment: question, "ASSISTANT:", answer."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from .sprites import COLOURS, SHAPES
+from sparsevlm_jax.demo.sprites import COLOURS, SHAPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

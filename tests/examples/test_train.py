@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.demo import language, tokenizer, tower, train
-from sparsevlm_jax.demo.curriculum import ALL, STAGES, Stage
-from sparsevlm_jax.demo.language import Lesson
+from examples.train_demo import language, tokenizer, tower, train
+from examples.train_demo.curriculum import ALL, STAGES, Stage
+from examples.train_demo.language import Lesson
 from sparsevlm_jax.demo.world import Mix
 from tests.marks import sampled
 

@@ -3,8 +3,9 @@
 import pytest
 from transformers import AutoTokenizer
 
-from sparsevlm_jax.demo import questions, tokenizer, world
-from sparsevlm_jax.demo.packing import PREFIX_IDS
+from examples.train_demo import tokenizer
+from examples.train_demo.packing import PREFIX_IDS
+from sparsevlm_jax.demo import questions, world
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ..models.decoders.llama import LlamaConfig
-from ..models.families.family import language_model
-from ..models.families.llava import LlavaConfig, encode_images, modules
-from ..models.nn.params import init
-from . import packing, pixels, tokenizer, tower, world
+from sparsevlm_jax.demo import world
+from sparsevlm_jax.demo.questions import pick
+from sparsevlm_jax.demo.sprites import CAR_COLOURS, COLOURS, SHAPES
+from sparsevlm_jax.demo.world import Mix
+from sparsevlm_jax.models.decoders.llama import LlamaConfig
+from sparsevlm_jax.models.families.family import language_model
+from sparsevlm_jax.models.families.llava import LlavaConfig, encode_images, modules
+from sparsevlm_jax.models.nn.params import init
+
+from . import packing, pixels, tokenizer, tower
 from .packing import PREFIX_IDS, Segments
-from .questions import pick
-from .sprites import CAR_COLOURS, COLOURS, SHAPES
-from .world import Mix
 
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _WORDS: Final[dict[str, tuple[int, tuple[str, ...]]]] = {

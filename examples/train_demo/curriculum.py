@@ -5,9 +5,10 @@ Few signs come before many, and the first letter of an answer, the one that take
 
 from typing import Final, Literal, NamedTuple
 
+from sparsevlm_jax.demo.questions import ONE_CAR
+from sparsevlm_jax.demo.world import Mix
+
 from .language import Lesson
-from .questions import ONE_CAR
-from .world import Mix
 
 
 class Stage(NamedTuple):

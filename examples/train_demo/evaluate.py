@@ -1,4 +1,4 @@
-"""What the model scores: held-out questions, by kind, with controls. `python -m sparsevlm_jax.demo.evaluate`.
+"""What the model scores: held-out questions, by kind, with controls. `python -m examples.train_demo.evaluate`.
 
 An answer counts when every one of its tokens, the end included, is right. Scored here are the argmaxes along the true
 answer, many questions to a picture: they are all right exactly when greedy generation spells the true answer, so this
@@ -10,26 +10,23 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from random import Random
 from typing import Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checkpoints.sources import load_checkpoint
-from ..models.families.llava import LlavaConfig
-from . import CHECKPOINT, language, packing, pixels, world
-from .questions import KINDS, Question, pick
-from .words import UNSEEN_WORDS
-from .world import Split
+from sparsevlm_jax.checkpoints.sources import load_checkpoint
+from sparsevlm_jax.demo import CHECKPOINT, world
+from sparsevlm_jax.demo.questions import EXAM_QUESTIONS, KINDS, Question, exam
+from sparsevlm_jax.demo.words import UNSEEN_WORDS
+from sparsevlm_jax.demo.world import Split
+from sparsevlm_jax.models.families.llava import LlavaConfig
+
+from . import language, packing, pixels
 
 Control = Literal["none", "blank picture", "shuffled questions"]
 
-WEIGHTS: Final[dict[str, float]] = dict(zip(KINDS, (4.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.5), strict=True))
-"""How often each kind is asked in the test."""
-
-_SEGMENTS: Final = 8
 _BATCH: Final = 25
 _WIDTH: Final = 20  # a question of one kind with an answer of another can be longer than either with its own
 
@@ -53,12 +50,6 @@ class Score(NamedTuple):
         centre = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
         return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def exam(seed: int, split: Split = "test") -> tuple[world.Scene, list[Question]]:
-    """A scene and up to eight questions about it."""
-    scene = world.sample(seed, split)
-    return scene, pick(scene, Random(f"exam {split} {seed}"), _SEGMENTS, WEIGHTS)
 
 
 def evaluate(
@@ -93,7 +84,7 @@ def _batch(exams: list[tuple[world.Scene, list[Question]]], control: Control) ->
     pixel_values = pixels.normalise([scene.draw() for scene, _ in exams])
     if control == "blank picture":
         pixel_values = np.zeros_like(pixel_values)
-    return language.Batch(pixel_values, packing.pack(rows, _SEGMENTS, width=_WIDTH))
+    return language.Batch(pixel_values, packing.pack(rows, EXAM_QUESTIONS, width=_WIDTH))
 
 
 def _turned(row: list[Question]) -> list[Question]:
@@ -133,7 +124,7 @@ def read_model(folder: Path | None) -> tuple[dict, LlavaConfig]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sparsevlm_jax.demo.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.train_demo.evaluate", description=__doc__)
     parser.add_argument("--model", type=Path, help="a checkpoint folder; default: the bundled one")
     parser.add_argument("--questions", type=int, default=4000)
     parser.add_argument("--split", choices=list(world.MIXES), default="test")

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.demo import language, pruned, tokenizer, tower
-from sparsevlm_jax.demo.curriculum import ALL
-from sparsevlm_jax.demo.language import Lesson
-from sparsevlm_jax.demo.packing import PREFIX_IDS, SEGMENT
+from examples.train_demo import language, pruned, tokenizer, tower
+from examples.train_demo.curriculum import ALL
+from examples.train_demo.language import Lesson
+from examples.train_demo.packing import PREFIX_IDS, SEGMENT
 from sparsevlm_jax.demo.world import Mix
 from sparsevlm_jax.models.families.llava import encode_images
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill

@@ -11,11 +11,12 @@ B batch · G segments · Q tokens of a segment · V visual tokens · R rows, B*G
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..models.families.family import language_model
-from ..models.families.llava import LlavaConfig, encode_images
-from ..runtime.prefill import PrefillInputs, segments, start
-from ..runtime.segment import Stage, run_segment
-from ..sparsify import Bucket, SparsityConfig, TokenStream, apply
+from sparsevlm_jax.models.families.family import language_model
+from sparsevlm_jax.models.families.llava import LlavaConfig, encode_images
+from sparsevlm_jax.runtime.prefill import PrefillInputs, segments, start
+from sparsevlm_jax.runtime.segment import Stage, run_segment
+from sparsevlm_jax.sparsify import Bucket, SparsityConfig, TokenStream, apply
+
 from . import tokenizer
 from .language import Batch
 from .packing import PREFIX_IDS, SEGMENT

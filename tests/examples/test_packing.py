@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsevlm_jax.demo import language, packing, tokenizer, tower
-from sparsevlm_jax.demo.packing import PREFIX_IDS, SEGMENT
+from examples.train_demo import language, packing, tokenizer, tower
+from examples.train_demo.packing import PREFIX_IDS, SEGMENT
 from sparsevlm_jax.demo.questions import ONE_CAR, Question
 from sparsevlm_jax.demo.world import Mix
 from sparsevlm_jax.models.families.llava import encode_images

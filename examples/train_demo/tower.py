@@ -16,11 +16,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ..models.nn.params import bind, init
-from ..models.towers.clip import ClipVisionConfig, ClipVisionModel
-from . import pixels, world
-from .sprites import CAR_COLOURS, CAR_SIZE, COLOURS, PATCH, SHAPES
-from .world import GRID, Mix, Scene, Sign
+from sparsevlm_jax.demo import world
+from sparsevlm_jax.demo.sprites import CAR_COLOURS, CAR_SIZE, COLOURS, PATCH, SHAPES
+from sparsevlm_jax.demo.world import GRID, Mix, Scene, Sign
+from sparsevlm_jax.models.nn.params import bind, init
+from sparsevlm_jax.models.towers.clip import ClipVisionConfig, ClipVisionModel
+
+from . import pixels
 
 CONFIG: Final = ClipVisionConfig(
     hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=168, patch_size=14
