@@ -17,6 +17,7 @@ def blocks(mark: str, language: str) -> list[str]:
     return re.findall(rf"<!-- {mark} -->\n```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_python_examples_run_in_their_order(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     shutil.copytree(tiny_checkpoint, tmp_path / "llava-hf" / "llava-1.5-7b-hf")  # a local folder goes before the hub
     for seed, name in enumerate(("street.png", "other.png")):

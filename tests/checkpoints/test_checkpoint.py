@@ -148,6 +148,7 @@ class TestDamage:
     def change(self, path: Path, **fields):
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
+    @pytest.mark.slow
     def test_a_file_cut_short_or_gone_is_refused_or_was_not_needed(self, folder, params):
         """Never a folder that loads but differs: some of Orbax's files say nothing about the values."""
         refused = []

@@ -24,6 +24,7 @@ def test_an_answer_ends_with_the_token_that_generation_config_names(folder):
     np.testing.assert_array_equal(sv.generate(vlm, "What is it?", max_new_tokens=8).tokens, whole[: first + 1])
 
 
+@pytest.mark.slow
 def test_pictures_are_bounded_by_max_pixels(folder):
     picture = np.zeros((9, 6, 3), np.uint8)
     with pytest.raises(ValueError, match="more than the 53 pixels"):

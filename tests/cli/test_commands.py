@@ -86,6 +86,7 @@ def test_generate_json_is_one_object_with_text_and_report(checkpoint, photo, cap
     assert answer["report"]["method"] == "sparsevlm" and answer["report"]["visual_tokens"][0] == 16
 
 
+@pytest.mark.slow
 def test_the_dtype_is_what_the_model_computes_in(checkpoint, photo, capsys):
     single, half = (
         json.loads(ask(capsys, checkpoint, photo, "--json", "--dtype", dtype))["report"]["kv_bytes"]

@@ -75,6 +75,7 @@ def miscount_flops(arrays):
     arrays["flops_counter"] = arrays["flops_counter"] + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [

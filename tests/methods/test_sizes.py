@@ -45,6 +45,7 @@ def test_a_bias_is_an_error_where_the_kernel_takes_none():
         causal_attention(q, q, q, jnp.array([2]), implementation="cudnn", key_bias=jnp.zeros((1, 2)))
 
 
+@pytest.mark.slow
 def test_where_all_the_dropped_are_recycled_sizes_add_up_to_the_prompt_after_every_stage(model):
     result = run(model, [0, 1, 2], ALL_RECYCLED)
     cache, biases = result.state.cache, result.state.cache.bias or ()

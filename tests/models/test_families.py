@@ -37,6 +37,7 @@ WIDE, HIGH, SQUARE = (
 )
 QUESTIONS = ["what is written on the blue sign?", "how many people", "<image> stop. <image> where is the car?", "hello"]
 IMAGES = [[WIDE], [HIGH], [SQUARE, WIDE], []]
+SEEN = ("dart", "sparsevlm-plus", "uniform", "visionzip")  # in every run; the others where all are asked for
 METHODS: dict[str, Any] = {name: methods.create(name, "1/2") for name in methods.METHODS}
 IN_THE_TOWER = {name for name, sparsity in METHODS.items() if sparsity and sparsity.merging}
 
@@ -173,7 +174,11 @@ def test_pruned_logits_are_those_of_a_pass_by_hand(vlm, name):
         np.testing.assert_allclose(result.logits[index], by_hand(vlm, row, encoded, kept), atol=2e-4)
 
 
-@pytest.mark.parametrize("name", sampled(sorted(methods.METHODS), {"dart", "sparsevlm-plus", "uniform", "visionzip"}))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("uniform", "visionzip") else pytest.mark.slow) for name in SEEN]
+    + sampled(sorted(methods.METHODS.keys() - set(SEEN)), ()),
+)
 def test_every_method_answers_a_batch_as_its_rows_or_says_why_not(vlm, name):
     sparsity = methods.create(name, "1/2", **({} if name == "dense" else {"positions": "keep"}))
     if name in IN_THE_TOWER:
@@ -190,7 +195,7 @@ def test_every_method_answers_a_batch_as_its_rows_or_says_why_not(vlm, name):
     assert streamed == together[0].text
 
 
-@pytest.mark.parametrize("amount", ["1/2", 11])
+@pytest.mark.parametrize("amount", ["1/2", pytest.param(11, marks=pytest.mark.slow)])
 def test_budgets_hold_for_any_number_of_tokens(vlm, amount):
     for image in (WIDE, HIGH, SQUARE):
         report = sv.generate(vlm, "what?", image, sparsity=methods.create("fastv", amount), max_new_tokens=1).report
@@ -254,6 +259,7 @@ def test_a_trace_and_its_pictures_show_images_of_their_own_sizes(vlm, tmp_path):
     assert shown.shape == (24, 48, 3) and np.isnan(visualize.score_map(again, 0)[8:, 24:]).all()
 
 
+@pytest.mark.slow
 def test_a_question_about_one_picture_twice_encodes_it_once(vlm):
     processed = vlm.processor(["<image> or <image> is it?"], [[HIGH, HIGH]])
     assert processed.image_of_mark == (0, 0) and len(processed.layout.media) * 2 == processed.rows[0].visual_count

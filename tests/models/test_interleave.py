@@ -114,6 +114,7 @@ def test_every_method_runs_or_is_refused_for_want_of_a_class_token(vlm, picture,
     assert report.visual_tokens[0] <= 16 and (name == "dense") == (min(report.visual_tokens) == 16)
 
 
+@pytest.mark.slow
 def test_a_trace_shows_the_pixels_that_lie_in_patches(vlm, picture):
     trace = sv.trace_prefill(vlm, QUESTION, picture, sparsity="1/2")
     assert trace.images[0].shape == (60, 60, 3) and trace.box.max() * 60 == pytest.approx(56)

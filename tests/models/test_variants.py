@@ -63,6 +63,8 @@ VARIANTS: dict[str, tuple[dict, dict, dict]] = {
     "vipllava, one layer, qwen2": ({**VIPLLAVA, "vision_feature_layer": 3}, {"model_type": "qwen2"}, {}),
     "a list of one layer, mistral": ({"vision_feature_layer": [-2]}, {"model_type": "mistral"}, {}),
 }
+# The others are marked slow: each of their fields is one line of what is read here.
+QUICK = {"llama3 rope, exact gelu", "three layers", "qwen3, wide heads", "phi3", "siglip, qwen2", "vipllava"}
 
 
 def random_llava(top: dict, text: dict, vision: dict) -> Any:
@@ -84,7 +86,10 @@ def pair_of(folder: Path, model: Any) -> Pair:
     return Pair(model, loaded.config, loaded.params)
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, id=name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS],
+)
 def pair(request, tmp_path_factory) -> Iterator[Pair]:
     yield pair_of(tmp_path_factory.mktemp("variant"), random_llava(*VARIANTS[request.param]))
 

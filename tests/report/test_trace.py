@@ -25,6 +25,7 @@ def trace(vlm):
     return sv.trace_prefill(vlm, PROMPT, PICTURES, sparsity=sv.SparsityConfig.sparsevlm("1/2"))
 
 
+@pytest.mark.slow
 def test_a_trace_counts_what_the_report_of_generate_counts(vlm, trace):
     out = sv.generate(vlm, PROMPT, PICTURES, sparsity=sv.SparsityConfig.sparsevlm("1/2"), max_new_tokens=1)
     assert tuple(trace.visual_tokens) == out.report.visual_tokens

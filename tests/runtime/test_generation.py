@@ -39,6 +39,7 @@ def test_a_second_prompt_in_the_bucket_compiles_nothing(vlm):
     assert first.report.timing.compile_ms >= 0 and second.report.timing.compile_ms == 0
 
 
+@pytest.mark.slow
 def test_another_budget_is_another_prefill(vlm):
     sv.generate(vlm, PROMPTS[0], IMAGES[0], sparsity=HALF, max_new_tokens=6)
     before = programs()
