@@ -10,7 +10,6 @@ B batch · R raters · V visual tokens
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
@@ -149,8 +148,10 @@ class PerImage:
         return min(int(self.amount), visual)
 
     def bound(self, visual: int, bucket: Bucket) -> int:
-        if isinstance(self.amount, Share):  # each image's part is rounded half up, and at least 1
-            return min(visual, max(bucket.images, math.floor(self.amount.value * visual + Fraction(bucket.images, 2))))
+        if bucket.images == 1:
+            return self.of(visual)
+        if isinstance(self.amount, Share):  # each image's part is rounded, or is one token: less than one more
+            return min(visual, math.floor(self.amount.value * visual) + bucket.images)
         return min(visual, int(self.amount) * bucket.images)
 
     def count(self, inputs: CountInputs) -> Int[Array, " B"]:

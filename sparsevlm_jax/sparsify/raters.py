@@ -81,6 +81,6 @@ def question_mask(is_visual: Any, is_valid: Any) -> Any:
     """
     xp = is_visual.__array_namespace__()  # processors ask on the host
     text = is_valid & ~is_visual
-    seen = xp.cumulative_sum(is_visual.astype(xp.int32), axis=1)
+    seen = xp.cumsum(is_visual.astype(xp.int32), axis=1)
     behind_last = text & (seen == seen[:, -1:]) & (seen > 0)
     return xp.where(behind_last.any(axis=1, keepdims=True), behind_last, text & (seen > 0))

@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsevlm_jax.sparsify import (
     Bucket,
@@ -150,13 +152,16 @@ def test_capacity_bounds_what_a_stage_keeps():
 def test_a_budget_for_each_image_is_bounded_by_their_number():
     bucket = Bucket(9, 90, images=3)
     assert [PerImage(20).bound(90, bucket), PerImage(40).bound(90, bucket)] == [60, 90]
-    # 45 tokens in parts of 3 images, each rounded half up: at most a half more each.
-    assert (
-        PerImage(Share(Fraction(1, 2))).bound(90, bucket) == 46
-        and PerImage(Share(Fraction(1, 1000))).bound(90, bucket) == 3
-    )
-    halves = [sum(PerImage(Share(Fraction(1, 2))).of(part) for part in parts) for parts in ((29, 30, 31), (29, 29, 32))]
-    assert halves == [46, 46]
+    assert PerImage(Share(Fraction(1, 3))).bound(576, Bucket(9, 576)) == 192
+
+
+@given(
+    share=st.fractions(Fraction(1, 200), 1, max_denominator=200),
+    images=st.lists(st.integers(1, 120), min_size=1, max_size=5),
+)
+def test_no_images_are_more_than_a_share_of_each_is_bounded_by(share, images):
+    budget = PerImage(Share(share))
+    assert sum(map(budget.of, images)) <= budget.bound(sum(images), Bucket(9, sum(images), images=len(images)))
 
 
 def test_a_budget_for_each_image_counts_what_the_tower_has_left():
