@@ -161,7 +161,7 @@ def test_a_budget_that_is_no_number_or_share_is_refused(tokens):
     [
         (
             lambda: SparsityConfig(budget=cast(Any, 3)),
-            "budget must be a FixedBudget (with table, check) or an AdaptiveBudget (with ",
+            "budget must be a FixedBudget (with table, check, number) or an AdaptiveBudget (with ",
         ),
         (
             lambda: SparsityConfig(budget=Tokens(8), score=cast(Any, 3)),

@@ -74,11 +74,10 @@ class Run:
 
     def _say_what_is_spare(self) -> None:
         """Warns of a budget above what a row with images has."""
-        number = getattr(self.sparsity.budget, "number", None) if self.sparsity else None
-        if number is None:
+        if self.sparsity is None:
             return
         for images, there in sorted({(n, row.visual_count) for n, row in self._rows_with_images()}):
-            wanted = number(images)
+            wanted = self.sparsity.budget.number(images)
             if wanted is not None and wanted > there:
                 message = f"a budget of {wanted} visual tokens is more than the {there} that a prompt has"
                 warnings.warn(message, stacklevel=4)

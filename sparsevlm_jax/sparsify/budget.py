@@ -46,6 +46,10 @@ class FixedBudget(Protocol):
         """Raises ValueError if a row of `geometry.visual` tokens cannot be brought down to the budget."""
         ...
 
+    def number(self, images: int) -> int | None:
+        """How many tokens it asks of a row with so many images; None where that is no number."""
+        ...
+
 
 @runtime_checkable
 class AdaptiveBudget(Protocol):
@@ -60,6 +64,10 @@ class AdaptiveBudget(Protocol):
 
     def count(self, inputs: CountInputs) -> Int[Array, " B"]:
         """Tokens to keep."""
+        ...
+
+    def number(self, images: int) -> int | None:
+        """As in `FixedBudget`."""
         ...
 
     def cost(self, sizes: Sizes) -> int:
@@ -234,6 +242,9 @@ class _ByRank:
 
     capacity: int | None
     needs = needing("raters")
+
+    def number(self, images: int) -> None:
+        """The picture decides."""
 
     def bound(self, visual: int, bucket: Bucket) -> int:
         return visual if self.capacity is None else min(visual, self.capacity)

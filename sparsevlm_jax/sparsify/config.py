@@ -92,10 +92,10 @@ def _merging(name: str, value: Any) -> TowerMerging | TowerReduction:
 def _budget(name: str, value: Any) -> Budget:
     """Either of two kinds, as in `_merging`."""
     try:
-        return part("a FixedBudget", "table", "check")(name, value)
+        return part("a FixedBudget", "table", "check", "number")(name, value)
     except ValueError:
-        kinds = "a FixedBudget (with table, check) or an AdaptiveBudget"
-        return part(kinds, "needs", "bound", "count", "cost")(name, value)
+        kinds = "a FixedBudget (with table, check, number) or an AdaptiveBudget"
+        return part(kinds, "needs", "bound", "count", "number", "cost")(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
