@@ -120,7 +120,7 @@ def test_compare_json_is_one_object(run, common):
     assert both["compared"]["method"] == both["compared"]["report"]["method"] == "dense"
 
 
-@pytest.mark.parametrize("new_tokens", [4, 80])
+@pytest.mark.parametrize("new_tokens", [4, pytest.param(80, marks=pytest.mark.slow)])
 def test_compare_times_no_first_run(run, common, new_tokens):
     """All that a first run does before it answers, compilation first, is over when the clocks start."""
     both = json.loads(run(*common, "--max-new-tokens", new_tokens, "--prompt", "?", "--compare", "dense", "--json")[1])

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from tests.golden import check_methods
+from tests.marks import quick
 
 RECORDINGS = Path(__file__).parent / "methods"
 #: Recorded for methods that are not here yet.
 LATER = {"scope", "vcast", "vidcom2"}
+QUICK = {f"{name}_0" for name in check_methods.CHECKS}
 
 
 def cases() -> list[Path]:
@@ -22,7 +24,7 @@ def cases() -> list[Path]:
     return [case for case in found if check_methods.method_of(case) not in LATER]
 
 
-@pytest.mark.parametrize("recording", cases(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recording", quick(cases(), QUICK, name=lambda path: path.stem))
 def test_recording_is_reproduced(recording):
     assert check_methods.failures(recording) == []
 

@@ -13,6 +13,7 @@ from sparsevlm_jax.models.families import llava
 from sparsevlm_jax.models.nn.params import bind
 from sparsevlm_jax.models.towers.clip import ClipVisionModel
 from sparsevlm_jax.sparsify import SparsityConfig, TowerOutput, TowerReduction
+from tests.marks import quick
 
 from .reference import cosine, top
 from .test_model import CONFIG, encode, model
@@ -103,7 +104,7 @@ def test_every_count_gives_the_tokens_that_loops_give(name, count, tower):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("count", [1, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (10, PATCHES - 1))])
+@pytest.mark.parametrize("count", quick([1, 5, 10, PATCHES - 1], {"5"}))
 def test_tokens_merge_before_the_projector_which_is_not_linear(model, name, count):
     pixels = jnp.asarray(np.random.default_rng(5).normal(size=(IMAGES, 3, 28, 28)), jnp.float32)
     _, merging = reducing(name, count)

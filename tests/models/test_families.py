@@ -37,7 +37,6 @@ WIDE, HIGH, SQUARE = (
 )
 QUESTIONS = ["what is written on the blue sign?", "how many people", "<image> stop. <image> where is the car?", "hello"]
 IMAGES = [[WIDE], [HIGH], [SQUARE, WIDE], []]
-SEEN = ("dart", "sparsevlm-plus", "uniform", "visionzip")  # in every run; the others where all are asked for
 METHODS: dict[str, Any] = {name: methods.create(name, "1/2") for name in methods.METHODS}
 IN_THE_TOWER = {name for name, sparsity in METHODS.items() if sparsity and sparsity.merging}
 
@@ -175,9 +174,7 @@ def test_pruned_logits_are_those_of_a_pass_by_hand(vlm, name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in ("uniform", "visionzip") else pytest.mark.slow) for name in SEEN]
-    + sampled(sorted(methods.METHODS.keys() - set(SEEN)), ()),
+    "name", sampled(sorted(methods.METHODS), {"uniform", "visionzip"}, slow={"dart", "sparsevlm-plus"})
 )
 def test_every_method_answers_a_batch_as_its_rows_or_says_why_not(vlm, name):
     sparsity = methods.create(name, "1/2", **({} if name == "dense" else {"positions": "keep"}))

@@ -132,6 +132,7 @@ def test_a_long_text_without_image_beside_images(params, name):
     assert np.isfinite(together[0].logits).all()
 
 
+@pytest.mark.slow
 def test_a_row_in_its_tightest_bucket_is_the_same_row(params):
     row = Row(8, 3, 1, 5)
     tight = ask(params, [row], METHODS["kept"], Bucket(8, STEP))
@@ -186,7 +187,9 @@ def abstract_inputs(bucket: Bucket, config: LlavaConfig, dtype) -> PrefillInputs
     return jax.eval_shape(functools.partial(PrefillInputs.of, image_token_id=config.image_token_id), *fields)
 
 
-@pytest.mark.parametrize(("size", "tokens"), [("7B", 192), ("7B", None), ("13B", 64)])
+@pytest.mark.parametrize(
+    ("size", "tokens"), [("7B", 192), ("7B", None), pytest.param("13B", 64, marks=pytest.mark.slow)]
+)
 def test_full_size_models_trace_prefill_and_decode(size, tokens):
     config, bucket, dtype = llava_15(size), Bucket(64, 576, fewest=576), jnp.bfloat16
     sparsity = SparsityConfig.sparsevlm(tokens) if tokens else None
