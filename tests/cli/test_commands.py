@@ -100,6 +100,7 @@ def test_a_seed_gives_the_same_draws_and_another_seed_others(checkpoint, photo, 
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_two_images_stand_where_their_marks_are(checkpoint, photo, capsys):
     common = ("generate", "--model", checkpoint, "--prompt", "Is <image> like <image>?", "--max-new-tokens", 2)
     assert run(capsys, *common, "--image", photo, photo)[0] == 0

@@ -28,7 +28,7 @@ def _same(one: Path, other: Path) -> bool:
     return filecmp.cmpfiles(one, other, files, shallow=False)[0] == files
 
 
-QUICK = {"e2e_v15_128", "v10_rank", "video_rank"}
+QUICK = {"e2e_v15_128", "v10_rank"}
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,10 @@ def test_the_budget_is_met_in_the_papers_count(name):
         left = [BUCKET.visual, *(plan.leaving for plan in plans)]
         ends = [0, *(max(plan.layer, 0) for plan in plans), DEPTH]
         mean = sum(n * (end - start) for n, (start, end) in zip(left, pairwise(ends), strict=True)) / DEPTH
-        assert abs(mean - tokens) <= 1, (name, mean)
+        # In the tower each image has its part; what is static is a bound, above it by less than a token of each.
+        above = BUCKET.images if name in IN_THE_TOWER else 1
+        assert -1 <= mean - tokens <= above, (name, mean)
+        assert name not in IN_THE_TOWER or 2 * pruned(name, share).budget.of(STEP) == tokens  # type: ignore[union-attr]
 
 
 def test_dart_with_fewer_words_than_pivots_uses_the_pivots_there_are():

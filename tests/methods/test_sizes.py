@@ -58,6 +58,7 @@ def test_where_all_the_dropped_are_recycled_sizes_add_up_to_the_prompt_after_eve
         assert size[0].max() >= 2 and (cache.length[layer][:2] < prompt[:2]).all()
 
 
+@pytest.mark.slow
 def test_decode_sees_a_merged_token_as_often_as_it_counts(model):
     state = run(model, [1], ALL_RECYCLED).state
     step = jax.jit(functools.partial(decode_step, config=CONFIG, implementation="xla"))
