@@ -12,8 +12,8 @@ Parts, each a process of its own with a limit of its own, so that one that hangs
 - *latency*: `latency.py`, the 7B in bfloat16 at batch 1 and 16: times, memory, compile times cold and cached, the share
   of bandwidth that decode reaches, and the kernels that take longest
 - *peers*: the same at batch 1 beside `transformers` and SparseVLM in PyTorch, both eager
-- *compiled peers*, *startup*: by name only, for they would make it longer: the same with PyTorch's compiler, and a
-  first answer in a new process
+- *compiled peers*, *startup*, *methods*, *13b*: by name only, for they would make it longer: the same with PyTorch's
+  compiler, a first answer in a new process, the rivals at batch 16, and the 13B at batch 1
 
 A part's last line of output is its result where that is JSON. Results are written after each part, and a part that runs
 again replaces its own result alone. Where the tree travelled without its history, SPARSEVLM_COMMIT says which it is.
@@ -38,8 +38,35 @@ PARTS = {
     "peers": (100, ["latency.py", "--batch", "1", "--eager", "--once", "--no-bounds", "--budgets", "192"], ["--quick"]),
     "compiled peers": (400, ["latency.py", "--batch", "1", "--once", "--no-bounds", "--budgets", "192"], ["--quick"]),
     "startup": (90, ["startup.py", "--json"], ["--repeats", "1"]),
+    "methods": (
+        290,
+        [
+            "latency.py",
+            "--no-peers",
+            "--no-bounds",
+            "--once",
+            "--batch",
+            "16",
+            "--budgets",
+            "192",
+            "--methods",
+            "fastv",
+            "pyramiddrop",
+            "dart",
+            "visionzip",
+            "divprune",
+            "cdpruner",
+            "sparsevlm-plus",
+        ],
+        ["--quick"],
+    ),
+    "13b": (
+        150,
+        ["latency.py", "--model", "13b", "--no-peers", "--no-bounds", "--once", "--batch", "1", "--budgets", "192"],
+        ["--quick"],
+    ),
 }
-BY_NAME = ("compiled peers", "startup")
+BY_NAME = ("compiled peers", "startup", "methods", "13b")
 
 
 def run(name: str, *, quick: bool, limit: float | None, extra: list[str]) -> dict:

@@ -4,6 +4,7 @@
     python benchmarks/latency.py --batch 4 16        larger batches (SparseVLM in PyTorch takes one prompt only)
     python benchmarks/latency.py --text 32 128       other numbers of words
     python benchmarks/latency.py --methods           every registered method at 192 tokens too
+    python benchmarks/latency.py --methods fastv visionzip    these
     python benchmarks/latency.py --quick             a small model in a minute, to see that it works
 
 Random weights at real sizes, random images; a prompt is `--text` words around one image. Everything compared is run in
@@ -18,6 +19,7 @@ turns; times are medians, "spread" is the interquartile range over the median.
 - *answer*: the picture encoded, the prompt prefilled, and as many steps decoded as `--decode` says.
 - *stages*: raters, scores, selection, recycling and compaction of all stages as one program of their own, with the
   gathering of the tokens that a pruning layer's feed-forward runs on.
+- *queued*: milliseconds a call of five prefills under way at once. What one alone takes longer is the host's turn.
 - *memory*: what the compiled program needs at once beyond parameters, as XLA has planned it.
 
 PyTorch runs where it is installed (`--no-peers` leaves it out): `transformers` dense, and SparseVLM as the official
@@ -167,10 +169,10 @@ def all_stages(case: Case, sparsity: SparsityConfig) -> Callable[[], Any]:
     return partial(jax.jit(run), given)
 
 
-def variants_of(case: Case, with_methods: bool, budgets: tuple[int, ...]) -> dict[str, SparsityConfig | None]:
+def variants_of(case: Case, names: list[str], budgets: tuple[int, ...]) -> dict[str, SparsityConfig | None]:
     found: dict[str, SparsityConfig | None] = {"dense": None}
     found |= {f"sparsevlm {tokens}": SparsityConfig.sparsevlm(tokens) for tokens in budgets}
-    for name in sorted(set(methods.METHODS) - {"dense", "sparsevlm"}) if with_methods else ():
+    for name in names:
         method = methods.create(name, budgets[0])
         assert method is not None  # only "dense" is
         if "sizes" in method.needs and case.implementation == "cudnn":
@@ -226,6 +228,7 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
     for name, times in alternate(encoders, repeats=options.repeats).items():
         rows[name]["encode_ms"] = statistics.median(times)
     for name in found if options.profile else ():
+        rows[name]["queued_ms"] = queued(calls[name])
         for part, runs in (("prefill", calls), ("decode", steps)):
             if taken := profile(runs[name]):
                 rows[name][f"{part}_kernels"] = taken._asdict()
@@ -234,6 +237,14 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
         _hold_against(case, rows, found, rates, options)
     title = dict(model=options.model, dtype=case.dtype.name, batch=case.batch, text=case.text, visual=case.visual)
     return dict(**title, rows=rows)
+
+
+def queued(run: Callable[[], Any], *, calls: int = 5) -> float:
+    """Milliseconds a call of `calls` that are all asked for before the first is waited for; one warm-up."""
+    jax.block_until_ready(run())
+    start = time.perf_counter()
+    jax.block_until_ready([run() for _ in range(calls)])
+    return (time.perf_counter() - start) / calls * 1e3
 
 
 def _spread(times: list[float]) -> float:
@@ -354,7 +365,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--decode", type=int, default=32 if gpu else 8, help="tokens decoded (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15 if gpu else 5)
-    parser.add_argument("--methods", action="store_true", help="every registered method too")
+    others = sorted(set(methods.METHODS) - {"dense", "sparsevlm"})
+    parser.add_argument("--methods", nargs="*", choices=others, help="these methods too; every one where none is named")
     parser.add_argument(
         "--torch-bf16", action="store_true", help="`transformers` in bfloat16 too, where ours is float32"
     )
@@ -371,6 +383,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("latency"))
     options = parser.parse_args()
     options.budgets = tuple(options.budgets)
+    options.methods = others if options.methods == [] else options.methods or []
     if options.quick:
         options.model, options.batch, options.repeats, options.decode = "0.1b", [1], 3, 4
         options.budgets = (64, 32)
