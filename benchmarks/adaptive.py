@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from shapes import MODELS, alternate, median
+from shapes import MODELS, alternate, median, random_params
 
-from sparsevlm_jax.models import LlavaConfig, init_params
+from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.models.nn.attention import choose_implementation
 from sparsevlm_jax.runtime.bucketed import prefill_bucketed
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
@@ -38,7 +38,7 @@ def prompt(config: LlavaConfig, visual: int, dtype: Any) -> PrefillInputs:
 
 def measure(name: str, visual: int, scale: float, repeats: int) -> dict[str, Any]:
     config, dtype = MODELS[name], jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config))
+    params = random_params(config, dtype)
     inputs, bucket = prompt(config, visual, dtype), Bucket(TEXT, visual, fewest=visual)
     static: dict[str, Any] = dict(
         config=config, bucket=bucket, implementation=choose_implementation(dtype, head_dim=config.text.head_dim)

@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from environment import environment
-from shapes import MODELS
+from shapes import MODELS, random_params
 
-from sparsevlm_jax.models import init_params
 from sparsevlm_jax.models.nn.attention import choose_implementation
 from sparsevlm_jax.runtime import decode
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
@@ -82,7 +81,7 @@ def main() -> None:
     )
     dtype = jnp.dtype(jnp.bfloat16 if gpu else jnp.float32)
     implementation = choose_implementation(dtype, head_dim=config.text.head_dim)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config))
+    params = random_params(config, dtype)
     bucket = Bucket(options.text, config.tokens_per_image, fewest=config.tokens_per_image)
     ids = np.random.default_rng(0).integers(3, 1000, (options.batch, bucket.capacity))
     ids[:, 8 : 8 + bucket.visual] = config.image_token_id

@@ -50,12 +50,12 @@ from environment import environment
 from kernels import profile
 from latency_report import tables, write
 from roofline import PARTS, Ceilings, ceilings, floor, layer_products, rows_of_layers, total_ms
-from shapes import MODELS, alternate
+from shapes import MODELS, alternate, random_params
 from stages import setting
 
 from sparsevlm_jax import methods, sparsify
 from sparsevlm_jax.checkpoints.trees import flatten
-from sparsevlm_jax.models import LlavaConfig, init_params
+from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.models.families.family import DECODER
 from sparsevlm_jax.models.families.llava import encode
 from sparsevlm_jax.models.nn.attention import Implementation, choose_implementation
@@ -390,7 +390,7 @@ def main() -> None:
     config = dataclasses.replace(MODELS[options.model], eos_token_ids=(-1,))  # so that no answer ends early
     dtype = jnp.dtype(options.dtype)
     implementation = choose_implementation(dtype, head_dim=config.text.head_dim)
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config))
+    params = random_params(config, dtype)
     options.out.mkdir(parents=True, exist_ok=True)
     rates = ceilings(dtype, options.quick)
     product, copy, read = rates.product / 1e12, rates.copy / 1e9, rates.read / 1e9

@@ -15,6 +15,7 @@ PREFILL = (
     ("encode ms", "encode_ms", ".1f"),
     ("prefill ms", "prefill_ms", ".1f"),
     ("spread", "spread", ".1%"),
+    ("queued ms", "queued_ms", ".1f"),
     ("faster than dense", "speedup", ".2f"),
     ("allowed by rows", "allowed_by_rows", ".2f"),
     ("by roofline", "allowed_by_roofline", ".2f"),
@@ -46,6 +47,7 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def _table(rows: dict[str, dict[str, Any]], columns: tuple[tuple[str, str, str], ...]) -> str:
+    columns = tuple(column for column in columns if any(column[1] in row for row in rows.values()))
     lines = ["| |" + "|".join(f" {head} " for head, _, _ in columns) + "|", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
         cells = [format(row[key], form) if key in row else "" for _, key, form in columns]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from sparsevlm_jax.models import ClipVisionConfig, LlamaConfig, LlavaConfig
+from sparsevlm_jax.models import ClipVisionConfig, LlamaConfig, LlavaConfig, init_params
 
 _CLIP_L_336 = ClipVisionConfig(1024, 4096, 24, 16, 336, 14)  # openai/clip-vit-large-patch14-336
 _CLIP_L_224 = ClipVisionConfig(1024, 4096, 24, 16, 224, 14)  # the tower that Video-LLaVA's is made like
@@ -32,6 +32,15 @@ MODELS = {
     "1b": _llava(_CLIP_L_336, 2048, 5632, 22, 32, 4),  # the decoder of TinyLlama-1.1B
     "0.1b": _llava(_CLIP_B_224, 768, 2048, 12, 12, 12),  # a decoder of GPT-2's size
 }
+
+
+def random_params(config: LlavaConfig, dtype: Any) -> dict:
+    """Random parameters in `dtype`; each array's float32 goes as it is cast, for a 13B in both would fill an H100."""
+    leaves, tree = jax.tree.flatten(init_params(config))
+    for index, leaf in enumerate(leaves):
+        leaves[index] = leaf.astype(dtype)
+        del leaf
+    return jax.tree.unflatten(tree, leaves)
 
 
 def alternate(variants: Mapping[Name, Callable[[], object]], *, repeats: int) -> dict[Name, list[float]]:
