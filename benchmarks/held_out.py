@@ -15,7 +15,7 @@ from sparsevlm_jax.demo import world
 from sparsevlm_jax.demo.questions import Question, exam
 from sparsevlm_jax.models.families.family import Encoded
 from sparsevlm_jax.models.families.llava import encode
-from sparsevlm_jax.processing import Layout, ProcessedInputs, prompt_row
+from sparsevlm_jax.processing import Layout, PictureSize, ProcessedInputs, prompt_row
 from sparsevlm_jax.report import cost as accounting
 from sparsevlm_jax.report.cost import Timing
 from sparsevlm_jax.runtime import decode
@@ -155,7 +155,7 @@ class Examiner:
             accounting.report(
                 method="",
                 config=config,
-                pictures=[config.tokens_per_image],
+                pictures=[PictureSize(config.tokens_per_image)],
                 text_tokens=int(length) - config.tokens_per_image,
                 layers=layers,
                 leaving=[int(count) for count in leaving[:, row]],

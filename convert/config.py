@@ -13,8 +13,9 @@ from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.hf.known_fields import LLAVA_VISION
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig, config_from_hf
 from sparsevlm_jax.models.families.llava import MAX_PROJECTOR_LAYERS
+from sparsevlm_jax.models.families.llava_next import LlavaNextConfig
 
-from .kinds import ORIGINAL_TYPES, is_original, read_model_json
+from .kinds import ORIGINAL_TYPES, is_original, is_original_next, read_model_json
 
 CLIP_L_336 = {"model_type": "clip_vision_model", **LLAVA_VISION}
 KNOWN_TOWERS = {  # by the end of a hub id, or of somebody's path to a copy
@@ -29,13 +30,13 @@ _IMPLEMENTED = {
     "mm_resampler_type": (None,),
     "mm_use_im_start_end": (None, False),
     "mm_use_im_patch_token": (None, False),
-    "mm_patch_merge_type": (None, "flat"),
     "mm_vision_select_feature": (None, "patch", "cls_patch"),
-    "image_aspect_ratio": (None, "pad", "square"),
     "tune_mm_vision_resampler": (None, False),
     "s2": (None, False),
     "sep_image_conv_front": (None, False),
 }
+_OF_15 = {"mm_patch_merge_type": (None, "flat"), "image_aspect_ratio": (None, "pad", "square")}
+_OF_NEXT = {"mm_patch_merge_type": ("spatial_unpad",), "image_aspect_ratio": ("anyres",)}
 # Fields that say how it was trained, that only other settings make count, or that are read elsewhere.
 _NOT_FOR_TEXT = frozenset(
     """model_type vision_config mm_hidden_size mm_vision_tower vision_tower mm_vision_select_layer use_mm_proj
@@ -68,22 +69,25 @@ def read_config(folder: str | Path, *, vision_tower: str | Path | None = None, w
         return config_from_hf(config, where=str(path))
     vision_config = _vision_config(path, config, vision_tower, without)
     config = original_to_hf(config, vision_config=vision_config, where=path)
-    return LlavaConfig.from_hf(config, where=str(path), inlined=("text_config",))
+    kind = LlavaNextConfig if config["model_type"] == "llava_next" else LlavaConfig
+    return kind.from_hf(config, where=str(path), inlined=("text_config",))
 
 
 def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "config.json") -> dict:
-    """The original LLaVA's config in the form `LlavaConfig.from_hf` reads.
+    """The original LLaVA's config in the form `LlavaConfig.from_hf` or `LlavaNextConfig.from_hf` reads.
 
     Raises:
         UnsupportedConfig: naming every field whose value means another model than a LLaVA as implemented here.
     """
     config = {"mm_projector_type": "linear", **config}  # absent from those of LLaVA-1.0
+    is_next = is_original_next(config)
+    implemented = _IMPLEMENTED | (_OF_NEXT if is_next else _OF_15)
     complaints = [
         f"{name} = {config.get(name)!r}, implemented: {', '.join(map(repr, allowed))}"
-        for name, allowed in _IMPLEMENTED.items()
+        for name, allowed in implemented.items()
         if not any(config.get(name) == value and type(config.get(name)) is type(value) for value in allowed)
     ]
-    known = _IMPLEMENTED.keys() | _NOT_FOR_TEXT
+    known = implemented.keys() | _NOT_FOR_TEXT
     complaints += [
         f"{name} = {value!r} is not known"
         for name, value in config.items()
@@ -97,8 +101,12 @@ def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "co
         raise UnsupportedConfig(f"{where} is not supported: {'; '.join(complaints)}")
     decoder = ORIGINAL_TYPES.get(config.get("model_type", "llava"), "llama")
     strategy = "full" if config.get("mm_vision_select_feature") == "cls_patch" else "default"
+    pinpoints: Any = config.get("image_grid_pinpoints")
+    if is_next and isinstance(pinpoints, list):  # the original code says (width, height)
+        pinpoints = [pair[::-1] if isinstance(pair, list) else pair for pair in pinpoints]
     return {
-        "model_type": "llava",
+        "model_type": "llava_next" if is_next else "llava",
+        **({"image_grid_pinpoints": pinpoints} if is_next else {}),
         "image_token_index": config.get("vocab_size", 32000),
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": strategy,

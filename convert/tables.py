@@ -1,7 +1,7 @@
 """The names of each family's checkpoints, and of towers that lie in folders of their own.
 
-A LLaVA is found under four sets of names, by the version of `transformers` that wrote it, and under those of the
-original code (haotian-liu/LLaVA). X stands for the names inside a part:
+A LLaVA, of any of its families, is found under four sets of names, by the version of `transformers` that wrote it, and
+under those of the original code (haotian-liu/LLaVA). X stands for the names inside a part:
 
     layout    written by              language model          head                    vision tower
     A         4.36 to 4.57; the hub   language_model.model.X  language_model.lm_head  vision_tower.vision_model.X
@@ -69,7 +69,12 @@ CLIP = Table(
     ignored_beside=(r"text_model\..*", r"(?:text|visual)_projection\.weight", r"logit_scale"),
 )
 
-TABLES: dict[str, Table] = {"llava": LLAVA}  # by the names of families
+# The separator lies at the top level, under one name in all layouts but B, C and the original code's.
+_NEWLINE = Part(Names(rows=(Row("image_newline", "embedding"),)), ("", "model."), "image_newline.")
+LLAVA_NEXT = LLAVA._replace(parts=(*LLAVA.parts, _NEWLINE))
+
+# By the names of families.
+TABLES: dict[str, Table] = {"llava": LLAVA, "llava_next": LLAVA_NEXT, "llava_onevision": LLAVA_NEXT}
 
 
 def table_of(config: ModelConfig) -> Table:

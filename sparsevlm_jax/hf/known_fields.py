@@ -26,6 +26,15 @@ VIPLLAVA: Mapping[str, Any] = {
     "projector_layernorm_eps": 1e-5,
     "vision_feature_layer": (-2, -5, -8, -11, 6),
 }
+LLAVA_NEXT: Mapping[str, Any] = {**LLAVA, "image_grid_pinpoints": None}
+LLAVA_ONEVISION: Mapping[str, Any] = {
+    **{name: value for name, value in LLAVA_NEXT.items() if name != "image_seq_length"},
+    "image_token_index": 151646,
+    "video_token_index": 151647,
+    "vision_feature_select_strategy": "full",
+    "vision_feature_layer": -1,
+    "vision_aspect_ratio": "anyres_max_9",
+}
 CLIP_VISION: Mapping[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -112,7 +121,7 @@ PHI3: Mapping[str, Any] = {
     "pad_token_id": 32000,
     "sliding_window": None,
 }
-# What `LlavaConfig` and `VipLlavaConfig` give their tower where `vision_config` is absent.
+# What `LlavaConfig`, `VipLlavaConfig` and `LlavaNextConfig` give their tower where `vision_config` is absent.
 LLAVA_VISION: Mapping[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -123,6 +132,19 @@ LLAVA_VISION: Mapping[str, Any] = {
     "projection_dim": 768,
     "vocab_size": 32000,
 }
+ONEVISION_VISION: Mapping[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+# (height, width) of the pictures that `LlavaNextConfig` and `LlavaOnevisionConfig` cut into tiles, where they say none.
+NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+ONEVISION_PINPOINTS = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
 
 # Names that the constructors convert, and what they mean where absent: not fields, yet read.
 LLAVA_SPELLINGS: Mapping[str, Any] = {
@@ -130,6 +152,10 @@ LLAVA_SPELLINGS: Mapping[str, Any] = {
     "pad_token_id": None,
     "bos_token_id": None,
     "eos_token_id": None,
+}
+ONEVISION_SPELLINGS: Mapping[str, Any] = {
+    **LLAVA_SPELLINGS,
+    "video_token_id": None,  # of `video_token_index`
 }
 VIPLLAVA_SPELLINGS: Mapping[str, Any] = {
     **LLAVA_SPELLINGS,

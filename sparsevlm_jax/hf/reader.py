@@ -93,14 +93,13 @@ class ConfigReader:
             name = f"{self.prefix}{part_name}"
             self.complaints.append(f"{self.prefix}{whole_name} = {whole} is not a multiple of {name} = {part}")
 
-    def nested(self, name: str, known: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> "ConfigReader":
+    def nested(self, name: str, known: Mapping[str, Any], prefix: str) -> "ConfigReader":
         """A reader of the table in field `name`; what it complains of, this one does."""
         self.seen.add(name)
         value = self.config.get(name)
         if value is not None and not isinstance(value, dict):
             value = self.complain(name, value, "expected a table")
-        table = dict(default) if value is None else value
-        self.children.append(ConfigReader(table, where=self.where, known=known, prefix=prefix))
+        self.children.append(ConfigReader({} if value is None else value, where=self.where, known=known, prefix=prefix))
         return self.children[-1]
 
     def done(self) -> None:

@@ -2,9 +2,9 @@
 
 from .files import PROCESSOR_FILES
 from .images import MAX_BYTES, MAX_PIXELS, ImageError, ImageSource, open_image
-from .layout import Layout, Picture, PromptRow, prompt_row, square_picture
+from .layout import Layout, Picture, PictureSize, PromptRow, prompt_row, square_picture
 from .pixels import PixelConfig, center_crop, pad_to_square, preprocess
-from .processor import Prepared, ProcessedInputs, Processor
+from .processor import Prepared, ProcessedInputs, Processor, Shown
 from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1, Message, Prompt, PromptError, read_prompt, render
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Layout",
     "Message",
     "Picture",
+    "PictureSize",
     "PixelConfig",
     "Prepared",
     "ProcessedInputs",
@@ -26,6 +27,7 @@ __all__ = [
     "Prompt",
     "PromptError",
     "PromptRow",
+    "Shown",
     "center_crop",
     "open_image",
     "pad_to_square",

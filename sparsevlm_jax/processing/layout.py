@@ -19,30 +19,46 @@ from ..sparsify import question_mask
 class Picture(NamedTuple):
     """The visual tokens of one picture, in order: `cell` is (grid, time, row, column), -1 in all four of a token that
     has no place, such as a separator or a class token; `box` the part of the picture that it sees, (top, left, bottom,
-    right) from 0 to 1, all 0 where there is none."""
+    right) from 0 to 1, all 0 where there is none. The tower sees the picture in so many `tiles`, each of which costs a
+    run; `size` is the picture's own, (height, width) in pixels, where the family asks for it again."""
 
     cell: Int32[np.ndarray, "V 4"]
     box: Float32[np.ndarray, "V 4"]
+    tiles: int = 1
+    size: tuple[int, int] = (0, 0)
+
+
+class PictureSize(NamedTuple):
+    """What a picture costs by: its visual tokens, and the tiles of it that the tower sees."""
+
+    tokens: int
+    tiles: int = 1
 
 
 class Layout(NamedTuple):
-    """The visual tokens of all pictures, packed in order: the number of the picture each is of, and as in `Picture`."""
+    """The visual tokens of all pictures, packed in order: the number of the picture each is of, and as in `Picture`;
+    and the tiles and the size of each picture."""
 
     media: Int32[np.ndarray, " V"]
     cell: Int32[np.ndarray, "V 4"]
     box: Float32[np.ndarray, "V 4"]
+    tiles: tuple[int, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, pictures: Sequence[Picture]) -> "Layout":
         nowhere = Picture(np.zeros((0, 4), np.int32), np.zeros((0, 4), np.float32))
-        cells, boxes = zip(nowhere, *pictures, strict=True)
+        cells, boxes, tiles, sizes = zip(nowhere, *pictures, strict=True)
         counts = [len(picture.cell) for picture in pictures]
         media = np.repeat(np.arange(len(pictures), dtype=np.int32), counts)
-        return cls(media, np.concatenate(cells), np.concatenate(boxes))
+        return cls(media, np.concatenate(cells), np.concatenate(boxes), tiles[1:], sizes[1:])
 
     def rows_of(self, picture: int) -> Int32[np.ndarray, " v"]:
         """The numbers of a picture's tokens."""
         return np.flatnonzero(self.media == picture).astype(np.int32)
+
+    def size_of(self, picture: int) -> PictureSize:
+        return PictureSize(int((self.media == picture).sum()), self.tiles[picture])
 
 
 class PromptRow(NamedTuple):

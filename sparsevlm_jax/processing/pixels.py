@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ..hf.known_fields import NEXT_PINPOINTS, ONEVISION_PINPOINTS
 from ..hf.reader import ConfigReader
 from .images import MAX_PIXELS, ImageError
+from .tiles import read_pinpoints
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,7 +29,10 @@ MAX_EDGE = 4096
 
 #: The image processors implemented, up to the suffixes "Fast" and "Pil", which change backends and not the recipe, and
 #: what each does where its config does not say. Only LLaVA's pads to a square: the others' `do_pad` fills up batches.
+#: Those with pinpoints are of families that cut pictures into tiles; what is said here is done to each tile.
 PROCESSORS: Final[dict[str, dict[str, Any]]] = {
+    "LlavaNextImageProcessor": {"pinpoints": NEXT_PINPOINTS},
+    "LlavaOnevisionImageProcessor": {"pinpoints": ONEVISION_PINPOINTS, "size": (384, 384), "crops": False},
     "CLIPImageProcessor": {},
     "CLIPFeatureExtractor": {},
     "LlavaImageProcessor": {"pads": True},
@@ -61,6 +66,7 @@ class PixelConfig:
     do_center_crop: bool = True
     do_rescale: bool = True
     do_normalize: bool = True
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -106,6 +112,7 @@ class PixelConfig:
             do_center_crop=read("do_center_crop", kind.get("crops", True)),
             do_rescale=read("do_rescale", True),
             do_normalize=read("do_normalize", True),
+            image_grid_pinpoints=_pinpoints(read, kind.get("pinpoints")),
         )
         if not fields.do_center_crop and not (fields.do_resize and size):
             beside = f"size = {shortest_edge}" if fields.do_resize else "do_resize = False"
@@ -127,8 +134,11 @@ class PixelConfig:
     def to_hf(self) -> dict[str, Any]:
         """The `preprocessor_config.json` that `from_hf` reads back to an equal config."""
         size = {"shortest_edge": self.shortest_edge} if self.size is None else _height_width(self.size)
+        kind, own = "LlavaImageProcessor" if self.do_pad else "CLIPImageProcessor", {}
+        if self.image_grid_pinpoints is not None:
+            kind, own = "LlavaNextImageProcessor", {"image_grid_pinpoints": list(map(list, self.image_grid_pinpoints))}
         return {
-            "image_processor_type": "LlavaImageProcessor" if self.do_pad else "CLIPImageProcessor",
+            "image_processor_type": kind,
             "size": size,
             "crop_size": _height_width(self.crop_size),
             "resample": self.resample,
@@ -141,6 +151,7 @@ class PixelConfig:
             "do_normalize": self.do_normalize,
             "do_convert_rgb": True,
             **({"do_pad": True} if self.do_pad else {}),
+            **own,
         }
 
 
@@ -230,6 +241,17 @@ def _kind(read: ConfigReader) -> dict[str, Any]:
         if isinstance(name, str):
             kind = next((kind for known, kind in PROCESSORS.items() if name.startswith(known)), kind)
     return kind
+
+
+def _pinpoints(read: ConfigReader, default: tuple[tuple[int, int], ...] | None) -> tuple[tuple[int, int], ...] | None:
+    """Of a kind that has them by default."""
+    if default is None:
+        return None
+    read.only("aspect_ratio_setting", "anyres")
+    read.seen.add("image_grid_pinpoints")
+    value = read.config.get("image_grid_pinpoints")
+    pinpoints = default if value is None else read_pinpoints(value)
+    return pinpoints or read.complain("image_grid_pinpoints", value, "expected a list of [height, width]", default)
 
 
 def _resample(read: ConfigReader) -> int:

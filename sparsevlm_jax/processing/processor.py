@@ -14,10 +14,11 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
+from PIL import Image
 
 from ..errors import short
 from .files import read_pixel_config, read_template
@@ -52,6 +53,13 @@ class ProcessedInputs(NamedTuple):
         """The images that a row's marks show."""
         first = sum(self.images_per_row[:row])
         return self.image_of_mark[first : first + self.images_per_row[row]]
+
+
+class Shown(NamedTuple):
+    """An image, and whether it is the only one of its prompt; said only where the family asks."""
+
+    image: ImageSource
+    is_alone: bool
 
 
 class Prepared(NamedTuple):
@@ -90,6 +98,9 @@ class Processor:
     Raises:
         ValueError: tokenizer, preprocessing and model do not belong together.
     """
+
+    #: Whether an image that is alone in its prompt is prepared in another way than one of several. Of a family's own.
+    alone_matters: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -179,10 +190,10 @@ class Processor:
                 f"expected a list of prompts and as many lists of images, got {len(prompts)} prompts and {len(images)}"
             )
         rows = [self._read_row(prompt, row, raw) for prompt, row in zip(prompts, images, strict=True)]
-        of_marks = [image for _, row in rows for image in row]
-        distinct = {id(image): image for image in of_marks}
+        of_marks = [Shown(image, self.alone_matters and len(row) == 1) for _, row in rows for image in row]
+        distinct = {(id(image), is_alone): Shown(image, is_alone) for image, is_alone in of_marks}
         number = {key: index for index, key in enumerate(distinct)}
-        image_of_mark = tuple(number[id(image)] for image in of_marks)
+        image_of_mark = tuple(number[id(image), is_alone] for image, is_alone in of_marks)
         prepared = self.prepare(list(distinct.values()))
         layout = Layout.of(prepared.pictures)
         tokens = [layout.rows_of(picture) for picture in range(len(distinct))]
@@ -201,9 +212,10 @@ class Processor:
             image_of_mark=image_of_mark,
         )
 
-    def prepare(self, images: Sequence[ImageSource]) -> Prepared:
+    def prepare(self, images: Sequence[Shown]) -> Prepared:
         """Pixels of images, and where the visual tokens of each are. Of a family's own."""
-        return Prepared(self.encode_images(images), [self.config.picture] * len(images))
+        pixels = self.encode_images([image for image, _ in images])
+        return Prepared(pixels, [self.config.picture] * len(images))
 
     def expand(self, picture: Picture) -> tuple[Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
         """The ids that a picture's mark becomes, and which of them are its visual tokens. Of a family's own."""
@@ -243,13 +255,17 @@ class Processor:
         """Pixel values of images, [I, 3, H, W] float32; of none, an array with I = 0."""
         pixels = np.empty((len(images), 3, *self.pixels.output_size), np.float32)
         for row, image in zip(pixels, images, strict=True):
-            opened = open_image(image, allow_http=self.allow_http, max_pixels=self.max_pixels)
-            row[:] = preprocess(opened, self.pixels)
+            row[:] = preprocess(self.open(image), self.pixels)
         return pixels
 
-    def restore(self, inputs: ProcessedInputs, image: int) -> UInt8[np.ndarray, "H W 3"]:
-        """One of the images, as the model saw it; boxes of its tokens are parts of it. Of a family's own."""
-        return self.pixels.restore(inputs.pixel_values[image : image + 1])[0]
+    def open(self, image: ImageSource) -> Image.Image:
+        """An image as an RGB picture the right way up."""
+        return open_image(image, allow_http=self.allow_http, max_pixels=self.max_pixels)
+
+    def restore(self, inputs: ProcessedInputs, image: int) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """One of the images, as the model saw it, once for each grid of its tokens' cells; the boxes of these tokens
+        are parts of it. Of a family's own."""
+        return [self.pixels.restore(inputs.pixel_values[image : image + 1])[0]]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of generated ids; ids no tokenizer knows (image placeholders, padding rows) are left out."""

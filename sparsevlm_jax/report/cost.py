@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from ..models.decoders.llama import LlamaConfig
 from ..models.families.family import ModelConfig, family_of
+from ..processing import PictureSize
 from ..sparsify import AdaptiveBudget, Sizes, SparsityConfig, TowerMerging, TowerReduction
 from . import comparison
 
@@ -156,7 +157,7 @@ def report(
     *,
     method: str,
     config: ModelConfig,
-    pictures: Sequence[int],
+    pictures: Sequence[PictureSize],
     text_tokens: int,
     layers: Sequence[int],
     leaving: Sequence[int],
@@ -167,10 +168,10 @@ def report(
     merging: TowerMerging | TowerReduction | None = None,
     feed_forward: Mapping[int, int] | None = None,
 ) -> Report:
-    """Everything `Report` says of one row with `pictures` of so many visual tokens, from those `leaving` the pruning
+    """Everything `Report` says of one row with `pictures` of these sizes, from the visual tokens `leaving` the pruning
     `layers`. `feed_forward` is as in `decoder_flops`."""
     text, encoder_flops = config.text, family_of(config).encoder_flops
-    total = sum(pictures)
+    total = sum(picture.tokens for picture in pictures)
     entering = tokens_entering(total, layers, leaving, text.num_hidden_layers)
     sparse, dense = [v + text_tokens for v in entering], [total + text_tokens] * text.num_hidden_layers
     return Report(

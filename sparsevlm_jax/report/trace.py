@@ -55,7 +55,8 @@ class SparsityTrace(NamedTuple):
         method: the sparsity config's name.
         prompt: the words asked: a question, or the text of a chat's last message.
         tokens: the prompt's text tokens as strings, image tokens left out; `is_rater` and `relevance` go with them.
-        images: as the model saw them, cropped and scaled, each [height, width, 3].
+        images: as the model saw them, cropped and scaled, each [height, width, 3]; one that it saw whole and in tiles
+            stands there twice.
         image: of each visual token, the number of its image.
         box: of each visual token, the part of its image that it sees, (top, left, bottom, right) from 0 to 1; all 0 for
             a token without a place, such as a separator.
@@ -91,7 +92,9 @@ def trace_prefill(
     result = jax.device_get(run.prefill(trace=True))
     ids, visual_index = run.inputs.rows[0].input_ids, run.inputs.rows[0].visual_index
     is_text, layout, shown = visual_index < 0, run.inputs.layout, run.inputs.images_of(0)
-    counts = [len(layout.rows_of(image)) for image in shown]
+    views = [vlm.processor.restore(run.inputs, image) for image in shown]
+    first = np.cumsum([0, *map(len, views)])
+    grids = [np.maximum(layout.cell[layout.rows_of(image), 0], 0) for image in shown]
     report = run.report(0, result, run.timing(None, 0.0))
     return SparsityTrace(
         method=method.name,
@@ -99,8 +102,8 @@ def trace_prefill(
         tokens=tuple(vlm.processor.tokenizer.convert_ids_to_tokens(ids[is_text].tolist())),
         is_rater=result.trace.raters.is_rater[0, : len(ids)][is_text],
         relevance=result.trace.raters.relevance[0, : len(ids)][is_text],
-        images=tuple(vlm.processor.restore(run.inputs, image) for image in shown),
-        image=np.repeat(np.arange(len(shown)), counts),
+        images=tuple(view for of_image in views for view in of_image),
+        image=np.concatenate([np.zeros(0, int), *(start + grid for start, grid in zip(first, grids, strict=False))]),
         box=layout.box[visual_index[~is_text]],
         visual_tokens=np.array(report.visual_tokens),
         stages=_records(result.trace.stages, [plan.layer for plan in run.plans]),

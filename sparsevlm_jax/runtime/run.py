@@ -153,7 +153,7 @@ class Run:
     def report(self, row: int, result: PrefillResult, timing: Timing) -> Report:
         config, visual = self.vlm.config, self.inputs.rows[row].visual_count
         text = int(self.batch.length[row]) - visual
-        pictures = [len(self.inputs.layout.rows_of(image)) for image in self.inputs.images_of(row)]
+        pictures = [self.inputs.layout.size_of(image) for image in self.inputs.images_of(row)]
         leaving = [int(count) for count in np.asarray(result.visual_count)[:, row]]
         wanted = [int(count) for count in np.asarray(result.wanted)[:, row]]
         stages = self._stages(visual, wanted, leaving)

@@ -117,10 +117,13 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, field, value):
     "changes, message",
     [
         (
-            {"image_aspect_ratio": "anyres"},
-            r"LLaVA-NeXT, in the original code's layout \(image_aspect_ratio = ",
+            {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "flat"},
+            "mm_patch_merge_type = 'flat', implemented: 'spatial_unpad'",
         ),
-        ({"mm_patch_merge_type": "spatial_unpad"}, "LLaVA-NeXT, in the original code's layout .*'spatial_unpad'"),
+        (
+            {"image_aspect_ratio": "anyres_max_9", "mm_patch_merge_type": "spatial_unpad"},
+            "image_aspect_ratio = 'anyres_max_9', implemented: 'anyres'",
+        ),
         ({"model_type": "llava_mpt"}, "model_type 'llava_mpt' is not supported; supported: LLaVA with "),
         ({"model_type": ["llava"]}, r"model_type \['llava'\] says no kind of model"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "its weights are quantised .*'bitsandbytes'"),
@@ -149,7 +152,7 @@ def test_a_mistral_in_the_original_layout_has_mistrals_defaults(tmp_path):
 
 def test_all_refusals_come_together():
     config = ORIGINAL_7B | {"mm_projector_type": "identity", "image_aspect_ratio": "anyres"}
-    with pytest.raises(UnsupportedConfig, match=r"mm_projector_type = 'identity', .*image_aspect_ratio = 'anyres'"):
+    with pytest.raises(UnsupportedConfig, match=r"mm_projector_type = 'identity', .*mm_patch_merge_type = None"):
         original_to_hf(config, vision_config=CLIP_L_336)
 
 

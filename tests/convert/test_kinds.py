@@ -16,7 +16,7 @@ SUPPORTED = "; supported: LLaVA with a decoder like Llama and a CLIP or SigLIP t
     "config, message",
     [
         ({"model_type": "qwen2_vl"}, r"model_type 'qwen2_vl' \(Qwen2-VL\) is not supported" + SUPPORTED),
-        ({"model_type": "llava_next", "text_config": {}}, r"\(LLaVA-NeXT\) is not supported" + SUPPORTED),
+        ({"model_type": "video_llava", "text_config": {}}, r"\(Video-LLaVA\) is not supported" + SUPPORTED),
         ({"model_type": "frobnicate"}, "model_type 'frobnicate' is not supported" + SUPPORTED),
         ({"model_type": "clip"}, "this is a vision tower .*a part of a model" + SUPPORTED),
         ({"model_type": "llama"}, "this is a language model without vision .*" + SUPPORTED),

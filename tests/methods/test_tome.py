@@ -9,6 +9,7 @@ import pytest
 
 from sparsevlm_jax.methods.tome import PerImage, TokenMerging, merge_pairs
 from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.processing import PictureSize
 from sparsevlm_jax.sparsify import MergedTokens
 
 from . import reference
@@ -130,6 +131,6 @@ def test_flops_of_a_merging_tower_are_counted_layer_by_layer():
     for entering, leaving in ((17, 13), (13, 9), (9, 6)):
         macs += 4 * entering * d * d + 2 * entering**2 * d + 2 * leaving * d * m
         macs += (entering // 2) * (entering - entering // 2) * vision.head_dim
-    dense = llava.encoder_flops(CONFIG, [16] * 3)
-    assert llava.encoder_flops(CONFIG, [16] * 3, merging) == 2 * 3 * macs < dense
-    assert llava.encoder_flops(CONFIG, [16] * 3, TokenMerging(PerImage(16))) == dense
+    dense = llava.encoder_flops(CONFIG, [PictureSize(16)] * 3)
+    assert llava.encoder_flops(CONFIG, [PictureSize(16)] * 3, merging) == 2 * 3 * macs < dense
+    assert llava.encoder_flops(CONFIG, [PictureSize(16)] * 3, TokenMerging(PerImage(16))) == dense

@@ -24,6 +24,7 @@ from sparsevlm_jax.convert.tables import TABLES
 from sparsevlm_jax.methods.plain import RandomScore
 from sparsevlm_jax.models import abstract_params, config_from_hf, init_params
 from sparsevlm_jax.models.families.family import FAMILIES, Encoded
+from sparsevlm_jax.processing import Shown
 from sparsevlm_jax.report import visualize
 from sparsevlm_jax.runtime.batching import assemble
 from sparsevlm_jax.runtime.prefill import context_of_rows, prefill
@@ -186,7 +187,9 @@ def test_every_method_answers_a_batch_as_its_rows_or_says_why_not(vlm, name):
     for question, images, both in zip(QUESTIONS, IMAGES, together, strict=True):
         alone = sv.generate(vlm, question, images, sparsity=sparsity, max_new_tokens=4)
         assert alone.tokens.tolist() == both.tokens.tolist() and alone.report.flops == both.report.flops
-        there = sum(len(picture.cell) for picture in vlm.processor.prepare(images).pictures)
+        there = sum(
+            len(picture.cell) for picture in vlm.processor.prepare([Shown(image, False) for image in images]).pictures
+        )
         assert name == "dense" or not images or min(alone.report.visual_tokens) < there
     streamed = "".join(sv.stream(vlm, QUESTIONS[0], WIDE, sparsity=sparsity, max_new_tokens=4))
     assert streamed == together[0].text

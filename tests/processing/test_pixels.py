@@ -90,7 +90,11 @@ def test_settings_read_alike_in_each_generation_of_config_file():
         ({"do_resize": "no"}, "do_resize = 'no'"),
         ({"do_center_crop": False}, "do_center_crop = False, with size = 56: pictures would keep sizes of their own"),
         ({"do_center_crop": False, "do_resize": False}, "do_center_crop = False, with do_resize = False"),
-        ({"image_processor_type": "LlavaNextImageProcessor"}, "image_processor_type = 'LlavaNextImageProcessor'"),
+        ({"image_processor_type": "Qwen2VLImageProcessor"}, "image_processor_type = 'Qwen2VLImageProcessor'"),
+        (
+            {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": [[336]]},
+            r"image_grid_pinpoints = \[\[336\]\], expected a list of \[height, width\]",
+        ),
         ({"pad_size": {"height": 9, "width": 9}}, "pad_size"),
         ({"size": {"shortest_edge": 3, "longest_edge": 4}}, "size = "),
         ({"image_mean": [1, None, 1]}, "image_mean"),

@@ -7,6 +7,7 @@ import pytest
 from sparsevlm_jax import methods
 from sparsevlm_jax.models import LlavaConfig
 from sparsevlm_jax.models.families import llava
+from sparsevlm_jax.processing import PictureSize
 from sparsevlm_jax.report import cost as accounting
 from sparsevlm_jax.sparsify import Sizes, SparsityConfig
 
@@ -66,7 +67,7 @@ def test_encoder_flops_follow_the_layers_that_run():
     # CLIP ViT-L/14-336: 23 of its 24 layers on 577 tokens, 577 * (12 * 1024^2 + 2 * 577 * 1024) each; then a projector.
     layers = 23 * 577 * (12 * 1024**2 + 2 * 577 * 1024)
     patches, projector = 576 * 588 * 1024, 576 * (1024 * 4096 + 4096**2)
-    assert llava.encoder_flops(CONFIG, [576]) == 2 * (layers + patches + projector)
+    assert llava.encoder_flops(CONFIG, [PictureSize(576)]) == 2 * (layers + patches + projector)
     assert llava.encoder_flops(CONFIG, []) == 0
 
 
@@ -93,9 +94,9 @@ def test_every_part_of_a_method_counts():
     projections = 4096 * (30 * 4096 + (30 + 576) * 1024)  # of the next layer
     assert costs["pyramiddrop"].score == costs["sparsevlm"].score + projections
     assert costs["sparsevlm-diverse"].recycle == costs["sparsevlm"].recycle > 0
-    dense = llava.encoder_flops(CONFIG, [576])
+    dense = llava.encoder_flops(CONFIG, [PictureSize(576)])
     created = {name: methods.create(name, 64) for name in ("visionzip", "prumerge-plus", "resize")}
     merging: dict[str, Any] = {name: sparsity and sparsity.merging for name, sparsity in created.items()}
     fewer = dict.fromkeys(merging, dense - 2 * (576 - 64) * (1024 * 4096 + 4096**2))
     for name, each in merging.items():
-        assert llava.encoder_flops(CONFIG, [576], each) == fewer[name] + 2 * each.cost(576, 64, 1024, 64)
+        assert llava.encoder_flops(CONFIG, [PictureSize(576)], each) == fewer[name] + 2 * each.cost(576, 64, 1024, 64)

@@ -3,6 +3,6 @@
 Importing this enters them into the registry; see `family`.
 """
 
-from . import llava
+from . import llava, llava_next, llava_onevision
 
-__all__ = ["llava"]
+__all__ = ["llava", "llava_next", "llava_onevision"]

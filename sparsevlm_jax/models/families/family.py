@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Float
 
 from ...hf.reader import UnsupportedConfig
-from ...processing import Processor
+from ...processing import PictureSize, Processor
 from ...sparsify import ImageContext, TowerMerging, TowerReduction
 from ..decoders.llama import CausalLM, LlamaConfig
 from ..nn.params import bind
@@ -95,8 +95,8 @@ class Family:
         modules: the parts of the model and their configs, by the name their parameters have at the top of the tree. The
             decoder's part, "", spreads over `DECODER`.
         encode: see `Encode`.
-        encoder_flops: exact matmul FLOPs of encoding pictures of so many visual tokens each, with a method that merges
-            in the tower or without.
+        encoder_flops: exact matmul FLOPs of encoding pictures of these sizes, with a method that merges in the tower or
+            without.
         processor: of its checkpoints; called as `processor.from_folder(folder, config, ...)`.
         about: what of it can be read, in words, for messages.
         dummy: the smallest config that has all parts, for tests, benchmarks and docs.
@@ -107,7 +107,7 @@ class Family:
     matches: Callable[[Mapping[str, Any]], bool]
     modules: Callable[[Any], dict]
     encode: Encode
-    encoder_flops: Callable[[Any, Sequence[int], TowerMerging | TowerReduction | None], int]
+    encoder_flops: Callable[[Any, Sequence[PictureSize], TowerMerging | TowerReduction | None], int]
     processor: type[Processor]
     about: str
     dummy: Callable[[], Any]
@@ -129,7 +129,7 @@ def family_of(config: Any) -> Family:
         TypeError: it is none of a registered family.
     """
     for family in FAMILIES.values():
-        if isinstance(config, family.config):
+        if type(config) is family.config:  # a family's config may be made of another's
             return family
     raise TypeError(f"expected a config of one of {', '.join(FAMILIES)}, got {type(config).__name__}")
 

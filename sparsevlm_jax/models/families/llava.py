@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ...hf.known_fields import LLAVA, LLAVA_SPELLINGS, LLAVA_VISION, VIPLLAVA, VIPLLAVA_SPELLINGS
 from ...hf.reader import ConfigReader
-from ...processing import Picture, Processor, square_picture
+from ...processing import Picture, PictureSize, Processor, square_picture
 from ...sparsify.tower import ImageContext, MergedTokens, TowerMerging, TowerReduction
 from ..decoders.llama import CausalLM, LlamaConfig
 from ..nn.attention import Implementation
@@ -31,16 +31,19 @@ from .family import Encoded, Family, register
 
 MAX_PROJECTOR_LAYERS = 4
 # Fields that no class of HF has, with what absent means: `to_hf` writes any other value, for `from_hf` alone to read.
-_OWN = {"projector_layers": 2}
-_KNOWN = {
-    "llava": {**LLAVA, **LLAVA_SPELLINGS, **_OWN},
-    "vipllava": {**VIPLLAVA, **VIPLLAVA_SPELLINGS, **_OWN},
+OWN_FIELDS = {"projector_layers": 2}
+_ARCHITECTURES = {
+    "llava": "LlavaForConditionalGeneration",
+    "vipllava": "VipLlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
 }
 
 
 @dataclass(frozen=True)
-class LlavaConfig:
-    """A LLaVA's sizes and token ids. `vision_feature_layer` indexes the tower's hidden states as HF does (-2: the
+class LlavaParts:
+    """The sizes and token ids of a LLaVA or a family of its kind: a tower that sees square tiles (in a LLaVA, whole
+    pictures), a projector, a decoder. `vision_feature_layer` indexes the tower's hidden states as HF does (-2: the
     output of the last layer but one); several are concatenated, in their order. "default" drops the class token of
     each, "full" keeps it; a tower that has none (SigLIP) is "full". The image token may lie outside the vocabulary, the
     pad token may not. `projector_hidden_act` is a name of `vision_transformer.ACTIVATIONS`.
@@ -49,6 +52,9 @@ class LlavaConfig:
         projector_layers: linear layers of the projector, 1 (LLaVA-1.0) to 4.
         projector_layernorm_eps: of a norm of the features before the projector, which makes it a VipLLaVA; None: there
             is no such norm.
+
+    A family gives the class variables: `kinds`, the fields that configs of its model types may have, with their
+    defaults, its own type first; `no_tower` and `no_decoder`, what these parts are where a config says nothing of them.
     """
 
     vision: VisionConfig
@@ -63,6 +69,13 @@ class LlavaConfig:
     projector_bias: bool = True
     projector_layers: int = 2
     projector_layernorm_eps: float | None = None
+
+    kinds: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava": {**LLAVA, **LLAVA_SPELLINGS, **OWN_FIELDS},
+        "vipllava": {**VIPLLAVA, **VIPLLAVA_SPELLINGS, **OWN_FIELDS},
+    }
+    no_tower: ClassVar[Mapping[str, Any]] = {"model_type": ClipVisionConfig.model_type, **LLAVA_VISION}
+    no_decoder: ClassVar[Mapping[str, Any]] = {"model_type": "llama"}
 
     def __post_init__(self):
         if complaint := _no_class_token(self.vision, self.vision_feature_select_strategy):
@@ -79,7 +92,7 @@ class LlavaConfig:
     @property
     def model_type(self) -> str:
         """HF's name for the kind."""
-        return "llava" if self.projector_layernorm_eps is None else "vipllava"
+        return next(iter(self.kinds)) if self.projector_layernorm_eps is None else "vipllava"
 
     @property
     def image_size(self) -> int:
@@ -88,13 +101,14 @@ class LlavaConfig:
 
     @property
     def picture(self) -> Picture:
-        """Where the tokens of a picture are: rows of patches, after the class token where it is kept."""
+        """Where the tokens of a tile are: rows of patches, after the class token where it is kept."""
         side = self.vision.patches_per_side
         extent = side * self.vision.patch_size / self.vision.image_size
         return square_picture(side, first=self.vision.class_tokens - self.skipped_tokens, extent=extent)
 
     @property
-    def tokens_per_image(self) -> int:
+    def tokens_per_tile(self) -> int:
+        """Tokens that the tower makes of what it sees at once."""
         return self.vision.num_patches + self.vision.class_tokens - self.skipped_tokens
 
     @property
@@ -125,8 +139,8 @@ class LlavaConfig:
         return max(self.feature_layers)
 
     @classmethod
-    def from_hf(cls, config: dict, *, where: str = "config.json", inlined: tuple[str, ...] = ()) -> "LlavaConfig":
-        """Reads a `config.json` of model type llava or vipllava, of transformers 4.36 to 5.
+    def from_hf(cls, config: dict, *, where: str = "config.json", inlined: tuple[str, ...] = ()) -> Self:
+        """Reads a `config.json` of one of the family's model types, of transformers 4.36 to 5.
 
         Args:
             where: what messages call the config.
@@ -138,14 +152,19 @@ class LlavaConfig:
         Warns:
             CheckpointWarning: naming every field that is none of the model's.
         """
-        known = _known(config)
+        known = cls._known(config)
         read = ConfigReader(config, where=where, known=known)
         prefix = {name: "" if name in inlined else f"{name}." for name in ("text_config", "vision_config")}
-        text_read = read.nested("text_config", LlamaConfig.known(config.get("text_config")), {}, prefix["text_config"])
-        tower = config_class(config.get("vision_config"))
-        vision_read = read.nested("vision_config", tower.known, LLAVA_VISION, prefix["vision_config"])
+        tables = {
+            "text_config": _of_some_kind(config, "text_config", cls.no_decoder),
+            "vision_config": _of_some_kind(config, "vision_config", cls.no_tower),
+        }
+        read.config = {**config, **tables}
+        tower, decoder = config_class(tables["vision_config"]), LlamaConfig.known(tables["text_config"])
+        text_read = read.nested("text_config", decoder, prefix["text_config"])
+        vision_read = read.nested("vision_config", tower.known, prefix["vision_config"])
         text, vision = LlamaConfig.read(text_read), tower.read(vision_read)
-        read.only("model_type", *_KNOWN)
+        read.only("model_type", *cls.kinds)
         strategy = "default"
         if "vision_feature_select_strategy" in known:
             vision_read.only("model_type", *TOWERS)
@@ -159,7 +178,7 @@ class LlavaConfig:
         result: dict[str, Any] = dict(
             vision=vision,
             text=replace(text, tie_word_embeddings=read("tie_word_embeddings") or text.tie_word_embeddings),
-            image_token_id=_image_token_id(read),
+            image_token_id=token_id(read, "image"),
             vision_feature_layer=_feature_layer(read, vision.num_hidden_layers),
             vision_feature_select_strategy=strategy,
             bos_token_id=(_token_ids("bos", read, text_read, text) or (1,))[0],
@@ -170,8 +189,21 @@ class LlavaConfig:
             projector_layers=_projector_layers(read),
             projector_layernorm_eps=_of_class(read, "projector_layernorm_eps", None),
         )
+        result |= cls._read_own(read, vision)
         read.done()
         return cls(**result)
+
+    @classmethod
+    def _known(cls, config: Any) -> Mapping[str, Any]:
+        """The fields of the HF class that a config is of; the family's first where it does not say."""
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        first = next(iter(cls.kinds))
+        return cls.kinds.get(kind if isinstance(kind, str) else first, cls.kinds[first])
+
+    @classmethod
+    def _read_own(cls, read: ConfigReader, vision: VisionConfig) -> dict[str, Any]:
+        """The fields that a family has beside those of a LLaVA."""
+        return {}
 
     def not_in_hf(self) -> str:
         """A projector of another depth than that of transformers."""
@@ -185,7 +217,7 @@ class LlavaConfig:
         vision = self.vision
         return (
             f"{vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} pixels in patches of "
-            f"{vision.patch_size}: {self.tokens_per_image} tokens an image"
+            f"{vision.patch_size}: {self.tokens_per_tile} tokens an image"
         )
 
     def to_hf(self) -> dict:
@@ -194,22 +226,21 @@ class LlavaConfig:
         ids = {"bos_token_id": self.bos_token_id, "eos_token_id": eos or None, "pad_token_id": self.pad_token_id}
         layer = self.vision_feature_layer
         layer = list(layer) if isinstance(layer, tuple) else layer
+        architecture = _ARCHITECTURES[self.model_type]
         if self.model_type == "vipllava":
-            architecture = "VipLlavaForConditionalGeneration"
             own: dict = {"vision_feature_layers": layer, "projector_layernorm_eps": self.projector_layernorm_eps}
         else:
-            architecture = "LlavaForConditionalGeneration"
             own = {
                 "vision_feature_layer": layer,
                 "vision_feature_select_strategy": self.vision_feature_select_strategy,
                 "multimodal_projector_bias": self.projector_bias,
             }
-        own |= {name: getattr(self, name) for name, value in _OWN.items() if getattr(self, name) != value}
+        own |= {name: getattr(self, name) for name, value in OWN_FIELDS.items() if getattr(self, name) != value}
         return {
             "architectures": [architecture],
             "model_type": self.model_type,
             "image_token_index": self.image_token_id,
-            "image_seq_length": self.tokens_per_image,
+            "image_seq_length": self.tokens_per_tile,
             **own,
             "projector_hidden_act": self.projector_hidden_act,
             "tie_word_embeddings": self.text.tie_word_embeddings,
@@ -219,10 +250,23 @@ class LlavaConfig:
         }
 
 
-def _known(config: Any) -> dict[str, Any]:
-    """The fields of the HF class that a config is of; LLaVA's where it does not say."""
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    return _KNOWN.get(kind if isinstance(kind, str) else "llava", _KNOWN["llava"])
+@dataclass(frozen=True)
+class LlavaConfig(LlavaParts):
+    """A LLaVA's sizes and token ids: see `LlavaParts`. A picture is one tile."""
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.tokens_per_tile
+
+
+def _of_some_kind(config: Any, name: str, absent: Mapping[str, Any]) -> Any:
+    """The table of a part, of the kind that it says it is or else of the family's; `absent` where there is none."""
+    value = config.get(name) if isinstance(config, dict) else None
+    if value is None:
+        return dict(absent)
+    if isinstance(value, dict) and value.get("model_type") is None:
+        return {**value, "model_type": absent["model_type"]}
+    return value
 
 
 def _of_class(read: ConfigReader, name: str, otherwise: Any) -> Any:
@@ -242,13 +286,12 @@ def _no_class_token(vision: VisionConfig, strategy: str) -> str:
     return "" if vision.class_tokens or strategy == "full" else 'this tower has no class token to drop, expected "full"'
 
 
-def _image_token_id(read: ConfigReader) -> int:
-    """`image_token_index`, or the newer name for it, which counts where both are given."""
-    read.seen |= {"image_token_id", "image_token_index"}
-    given = {
-        name: read.config[name] for name in ("image_token_id", "image_token_index") if read.config.get(name) is not None
-    }
-    name, value = next(iter(given.items()), ("image_token_index", LLAVA["image_token_index"]))
+def token_id(read: ConfigReader, kind: str) -> int:
+    """`image_token_index`, say, or the newer name for it, which counts where both are given."""
+    names = (f"{kind}_token_id", f"{kind}_token_index")
+    read.seen |= set(names)
+    given = {name: read.config[name] for name in names if read.config.get(name) is not None}
+    name, value = next(iter(given.items()), (names[1], (read.known or {})[names[1]]))
     if type(value) is not int or not 0 <= value < 1 << 31:
         return read.complain(name, value, "expected a token id", 0)
     return value
@@ -290,7 +333,7 @@ class Projector(nnx.Module):
     """Linear layers with an activation in between (the exact GELU, unless the config says otherwise), from the
     features' width to the language model's: one in LLaVA-1.0, two in 1.5. VipLLaVA normalises the features first."""
 
-    def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: LlavaParts, *, rngs: nnx.Rngs):
         sizes, self.layers, eps = config.projector_sizes, config.projector_layers, config.projector_layernorm_eps
         if eps is not None:
             self.projector_layernorm = nnx.LayerNorm(sizes[0], epsilon=eps, use_fast_variance=False, rngs=rngs)
@@ -306,7 +349,7 @@ class Projector(nnx.Module):
         return x
 
 
-def modules(config: LlavaConfig) -> dict:
+def modules(config: LlavaParts) -> dict:
     """The parts of the model and their configs, by the name their parameters have at the top of the tree.
 
     The language model's part, "", spreads over two top-level names, `language_model` and `lm_head`.
@@ -319,14 +362,14 @@ def modules(config: LlavaConfig) -> dict:
 
 
 def vision_features(
-    params: dict, pixel_values: Float[Array, "I 3 height width"], *, config: LlavaConfig, implementation: Implementation
+    params: dict, pixel_values: Float[Array, "I 3 height width"], *, config: LlavaParts, implementation: Implementation
 ) -> Float[Array, "I V Dv"]:
     """The tower's features as LLaVA selects them: hidden states side by side, class token dropped or kept."""
     return _features_and_attention(params, pixel_values, config, implementation)[0]
 
 
 def _features_and_attention(
-    params: dict, pixel_values: Array, config: LlavaConfig, implementation: Implementation
+    params: dict, pixel_values: Array, config: LlavaParts, implementation: Implementation
 ) -> tuple[Float[Array, "I V Dv"], tuple[Array, Array] | None]:
     """The features, and the queries and keys of the deepest layer that ran."""
     tower = bind_tower(config.vision, params["vision_tower"])
@@ -340,13 +383,13 @@ def cls_attention(q: Float[Array, "I T N H"], k: Float[Array, "I T N H"]) -> Flo
     return jax.nn.softmax(logits / math.sqrt(q.shape[-1]), axis=-1).mean(axis=1)
 
 
-def project(params: dict, features: Float[Array, "I V Dv"], *, config: LlavaConfig) -> Float[Array, "I V D"]:
+def project(params: dict, features: Float[Array, "I V Dv"], *, config: LlavaParts) -> Float[Array, "I V D"]:
     """Features of the tower to embeddings of the language model."""
     return bind(Projector, config, params["multi_modal_projector"])(features)
 
 
 def encode_images(
-    params: dict, pixel_values: Float[Array, "I 3 height width"], *, config: LlavaConfig, implementation: Implementation
+    params: dict, pixel_values: Float[Array, "I 3 height width"], *, config: LlavaParts, implementation: Implementation
 ) -> Float[Array, "I V D"]:
     """Pixels (normalised, HF's layout) to visual embeddings."""
     features = vision_features(params, pixel_values, config=config, implementation=implementation)
@@ -363,7 +406,7 @@ def encode(
     params: dict,
     pixel_values: Float[Array, "I 3 height width"],
     *,
-    config: LlavaConfig,
+    config: LlavaParts,
     implementation: Implementation,
     context: bool = False,
     merging: TowerMerging | TowerReduction | None = None,
@@ -401,7 +444,7 @@ def encode(
 def _encode_merged(
     params: dict,
     pixel_values: Array,
-    config: LlavaConfig,
+    config: LlavaParts,
     implementation: Implementation,
     merging: TowerMerging | TowerReduction,
 ) -> Encoded:
@@ -414,7 +457,7 @@ def _encode_merged(
         )
     tower = bind_tower(config.vision, params["vision_tower"])
     first = config.skipped_tokens
-    visual = config.tokens_per_image
+    visual = config.tokens_per_tile
     if not isinstance(merging, TowerReduction):
         counts = merge_schedule(config, merging)
         tokens = tower.merged(pixel_values, config.tower_layers, merging=merging, counts=counts)
@@ -435,22 +478,22 @@ def _encode_merged(
     return _packed(spread, ImageContext(size=size, order=order))
 
 
-def merge_schedule(config: LlavaConfig, merging: TowerMerging) -> tuple[int, ...]:
+def merge_schedule(config: LlavaParts, merging: TowerMerging) -> tuple[int, ...]:
     """Tokens that leave each layer of the tower that runs."""
     tokens = config.vision.num_patches + config.vision.class_tokens
     return merging.schedule(
-        tokens, config.tower_layers, config.tokens_per_image, class_tokens=config.vision.class_tokens
+        tokens, config.tower_layers, config.tokens_per_tile, class_tokens=config.vision.class_tokens
     )
 
 
 def encoder_flops(
-    config: LlavaConfig, pictures: Sequence[int], merging: TowerMerging | TowerReduction | None = None
+    config: LlavaParts, pictures: Sequence[PictureSize], merging: TowerMerging | TowerReduction | None = None
 ) -> int:
-    """Exact matmul FLOPs of the layers of the tower that run, and of the projector, for as many pictures as there are
-    `pictures`; with `merging`, over the tokens that are left, the merging included."""
+    """Exact matmul FLOPs of the layers of the tower that run, and of the projector, for all tiles of `pictures`; with
+    `merging`, over the tokens that are left, the merging included."""
     vision = config.vision
     entering = n = vision.num_patches + vision.class_tokens
-    visual = config.tokens_per_image
+    visual = config.tokens_per_tile
     counts, extra = (n,) * config.tower_layers, 0
     if merging and not isinstance(merging, TowerReduction):
         counts = merge_schedule(config, merging)
@@ -466,7 +509,7 @@ def encoder_flops(
         projected = merging.count(visual)
         extra = merging.cost(vision.num_patches, projected, vision.hidden_size, vision.head_dim)
     projector = projected * sum(before * after for before, after in pairwise(config.projector_sizes))
-    return 2 * len(pictures) * (tower + projector + extra)
+    return 2 * sum(picture.tiles for picture in pictures) * (tower + projector + extra)
 
 
 def dummy() -> LlavaConfig:
@@ -478,7 +521,7 @@ def dummy() -> LlavaConfig:
 
 def _is_llava(table: Mapping[str, Any]) -> bool:
     """HF's form; the original code's, also of model_type "llava", is put into it first."""
-    return table.get("model_type") in _KNOWN
+    return table.get("model_type") in LlavaConfig.kinds
 
 
 register(
