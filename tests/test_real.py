@@ -46,7 +46,7 @@ OUTCOMES = {
     "llava-onevision-qwen2-0.5b-lora": ADAPTER.format("llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
     "llava-v1.5-13b-quoted": LOADS_ORIGINAL,
     "llava-v1.5-7b": LOADS_ORIGINAL,
-    "llava-v1.6-mistral-7b-hf-trtllm-2vitlayers": FAMILY.format("llava_next", "LLaVA-NeXT"),
+    "llava-v1.6-mistral-7b-hf-trtllm-2vitlayers": LOADS,
     "llava-v1.6-mistral-7b-scienceqa-lora": ADAPTER.format("llava-hf/llava-v1.6-mistral-7b-hf"),
     "mm-det-llava-1.5-7b-rfrd": NO_CONFIG,
     "olmocr-2-7b-1025": FAMILY.format("qwen2_5_vl", "Qwen2.5-VL"),

@@ -185,10 +185,11 @@ def tiny_tokenizer(*, marks: bool = True) -> transformers.LlamaTokenizer:
     return tokenizer
 
 
-def load_in_transformers(folder: Path) -> tuple[Any, dict[str, Any]]:
+def load_in_transformers(
+    folder: Path, kind: Any = transformers.LlavaForConditionalGeneration
+) -> tuple[Any, dict[str, Any]]:
     """The model as `transformers` loads it, and what it says of missing and unexpected keys."""
-    auto: Any = transformers.LlavaForConditionalGeneration
-    return auto.from_pretrained(folder, output_loading_info=True)
+    return kind.from_pretrained(folder, output_loading_info=True)
 
 
 def tiny_processor() -> Any:

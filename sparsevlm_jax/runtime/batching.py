@@ -5,7 +5,7 @@ program of the first. Rows are left-aligned; what is behind a row's length is pa
 
     rows, images   1 2 3 4 6 8 10 12 14 16 20 24 28 32 40 ...     at most a fifth of a batch is padding
     text           32 64 96 ... 512 576 640 ... 1024 1152 ...     a ninth, behind the first rungs
-    visual         16 32 48 ... 256 272 ... 512 544 ...           a sixteenth, where pictures have any number of tokens
+    visual         16 32 ... 128 160 ... 1024 1280 ... 2048 2560  a fifth, where pictures have any number of tokens
     new tokens     64 128 192 256 320 384 448 512 640 768 ...     a fifth
 
 B batch · L tokens · A position axes · V visual tokens
@@ -23,7 +23,7 @@ from ..processing import ProcessedInputs
 from ..sparsify import Bucket
 from .prefill import PrefillInputs
 
-TEXT_STEP = 32
+TEXT_STEP, LONGEST_TEXT_STEP = 32, 128
 NEW_TOKENS_STEP = 64
 
 
@@ -59,9 +59,10 @@ def assemble(inputs: ProcessedInputs, config: ModelConfig, *, new_tokens: int) -
     _check_ids(inputs, config)
     _check_length(int(lengths.max()), new_tokens, config)
     most, fewest = max(visual), min(filter(None, visual), default=1)
-    if config.tokens_per_image is None:  # pictures of the same size mostly share their bounds as they are
-        most, fewest = visual_bounds(most)[1], visual_bounds(fewest)[0]
     text = text_bucket(int(max(lengths - visual)))
+    if config.tokens_per_image is None:  # pictures of one size, and prompts of several, share their bounds as they are
+        most, fewest = visual_bounds(most)[1], visual_bounds(fewest)[0]
+        text = text_bucket(text, beside=most)
     bucket = Bucket(text=text, visual=most, images=max(inputs.images_per_row), fewest=fewest)
     rows, shape = len(lengths), (rung(len(lengths)), bucket.capacity)
 
@@ -99,9 +100,9 @@ def rung(count: int) -> int:
 
 
 def visual_bounds(tokens: int) -> tuple[int, int]:
-    """The fewest and the most of the rung that a number of visual tokens is on: multiples of 16, of a sixteenth of the
+    """The fewest and the most of the rung that a number of visual tokens is on: multiples of 16, of an eighth of the
     power of two that is not below for more. None at all are a rung of their own."""
-    step = max(16, _power(tokens) // 16)
+    step = max(16, _power(tokens) // 8)
     most = -(-tokens // step) * step
     return max(most - step + 1, 1), most
 
@@ -129,9 +130,11 @@ def _check_length(tokens: int, new_tokens: int, config: ModelConfig) -> None:
     raise ValueError(f"the prompt has {tokens} tokens and {new_tokens} more may follow, but {limit}")
 
 
-def text_bucket(tokens: int) -> int:
-    """The next multiple of 32; of an eighth of the power of two below, for longer texts (at most 12 % padding)."""
-    step = max(TEXT_STEP, _power(tokens) // 16)
+def text_bucket(tokens: int, *, beside: int = 0) -> int:
+    """The next multiple of 32; of an eighth of the power of two below, for longer texts (at most 12 % padding). `beside`
+    so many visual tokens, of which pictures have any number, the next multiple of up to 128, an eighth of these at most:
+    so that most questions have one rung in common, and programs differ by the picture alone."""
+    step = max(TEXT_STEP, _power(tokens) // 16, min(_power(beside) // 16, LONGEST_TEXT_STEP))
     return -(-tokens // step) * step
 
 
