@@ -50,16 +50,14 @@ from environment import environment
 from kernels import profile
 from latency_report import tables, write
 from roofline import PARTS, Ceilings, ceilings, floor, layer_products, rows_of_layers, total_ms
-from shapes import MODELS, alternate, random_params
+from shapes import MODELS, alternate, random_params, random_pictures
 from stages import setting
 
 from sparsevlm_jax import methods, sparsify
 from sparsevlm_jax.checkpoints.trees import flatten
 from sparsevlm_jax.models import LlavaConfig
-from sparsevlm_jax.models.families.family import DECODER
-from sparsevlm_jax.models.families.llava import encode
+from sparsevlm_jax.models.families.family import DECODER, family_of
 from sparsevlm_jax.models.nn.attention import Implementation, choose_implementation
-from sparsevlm_jax.processing import Layout
 from sparsevlm_jax.report import cost as accounting
 from sparsevlm_jax.runtime import decode
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
@@ -73,7 +71,7 @@ BEFORE = 8
 class Case(NamedTuple):
     """A model at a size of batch, with its parameters on the device."""
 
-    config: LlavaConfig
+    config: Any
     params: dict
     dtype: Any
     implementation: Implementation
@@ -82,7 +80,7 @@ class Case(NamedTuple):
 
     @property
     def visual(self) -> int:
-        return self.config.tokens_per_image
+        return len(random_pictures(self.config, 1, self.dtype)[1].media)
 
     @property
     def bucket(self) -> Bucket:
@@ -103,18 +101,21 @@ class Case(NamedTuple):
     def inputs(self, sparsity: SparsityConfig | None) -> PrefillInputs:
         ids = np.random.default_rng(0).integers(3, 1000, (self.batch, self.text + self.visual))
         ids[:, BEFORE : BEFORE + self.visual] = self.config.image_token_id
-        encoded = jax.jit(partial(encode, **self.static, **_tower(sparsity)))(self.encoder, self.pixel_values())
+        pixels, layout = random_pictures(self.config, self.batch, self.dtype)
+        encoded = jax.jit(partial(self.encode, **self.static, **_tower(sparsity)))(self.encoder, pixels)
         length = jnp.full(self.batch, ids.shape[1])
-        layout = Layout.of([self.config.picture] * self.batch)
         context = (encoded.context or ImageContext())._replace(
             media=jnp.asarray(layout.media), cell=jnp.asarray(layout.cell)
         )
         ids = jnp.asarray(ids, jnp.int32)
         return PrefillInputs.of(ids, length, encoded.tokens, self.config.image_token_id, context)
 
-    def pixel_values(self) -> jax.Array:
-        edge = self.config.vision.image_size
-        return jax.random.normal(jax.random.key(1), (self.batch, 3, edge, edge), self.dtype)
+    def pixel_values(self) -> Any:
+        return random_pictures(self.config, self.batch, self.dtype)[0]
+
+    @property
+    def encode(self) -> Callable:
+        return family_of(self.config).encode
 
 
 def _tower(sparsity: SparsityConfig | None) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
     steps: dict[str, Callable[[], Any]] = {}
     images = case.pixel_values()
     compile_once = partial(compiled, times=1 if options.once else 2)
-    tower = compile_once(encode, case.encoder, images, **case.static)
+    tower = compile_once(case.encode, case.encoder, images, **case.static)
     encoders: dict[str, Callable[[], Any]] = {"dense": partial(tower.call, case.encoder, images)}
     logits: dict[str, np.ndarray] = {}
     for name, sparsity in found.items():
@@ -215,7 +216,9 @@ def measure(case: Case, options: argparse.Namespace, rates: Ceilings) -> dict[st
             layer_rows=tokens,
         )
         if sparsity and sparsity.merging:
-            encoders[name] = partial(jax.jit(partial(encode, **case.static, **_tower(sparsity))), case.encoder, images)
+            encoders[name] = partial(
+                jax.jit(partial(case.encode, **case.static, **_tower(sparsity))), case.encoder, images
+            )
     peers = _peers(case, options, found, logits) if options.peers else {}
     calls |= {name: peer.prefill for name, peer in peers.items()}
     dense_peers = {name: peer for name, peer in peers.items() if hasattr(peer, "decode")}
@@ -316,6 +319,9 @@ def _peers(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if (device == "cuda") != (jax.default_backend() != "cpu"):
         print("no peers: PyTorch and JAX are on different devices")
+        return {}
+    if not isinstance(case.config, LlavaConfig):
+        print("no peers: they are of LLaVA-1.5 alone")
         return {}
     torch.set_num_threads(os.cpu_count() or 1)
     exact = case.dtype == jnp.float32
