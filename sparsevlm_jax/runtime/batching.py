@@ -131,9 +131,9 @@ def _check_length(tokens: int, new_tokens: int, config: ModelConfig) -> None:
 
 
 def text_bucket(tokens: int, *, beside: int = 0) -> int:
-    """The next multiple of 32; of an eighth of the power of two below, for longer texts (at most 12 % padding). `beside`
-    so many visual tokens of pictures of any size, of up to 128, an eighth of the tokens at most: so that most questions
-    share a rung, and programs differ by the picture alone."""
+    """The next multiple of 32; of an eighth of the power of two below, for longer texts (at most 12 % padding). Texts
+    `beside` so many visual tokens of pictures of any size have steps of an eighth of these, up to 128: so that most
+    questions share a rung, and programs differ by the picture alone."""
     step = max(TEXT_STEP, _power(tokens) // 16, min(_power(beside) // 16, LONGEST_TEXT_STEP))
     return -(-tokens // step) * step
 
