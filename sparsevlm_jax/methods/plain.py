@@ -107,7 +107,7 @@ class CellMeans:
             origin=jnp.broadcast_to(tower.first_patch + place, (images, count)),
         )
 
-    def cost(self, patches: int, count: int, dim: int, head_dim: int) -> int:
+    def cost(self, patches: int, count: int, dim: int, head_dim: int, *, class_tokens: int) -> int:
         return patches * count * dim
 
 

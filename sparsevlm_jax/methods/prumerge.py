@@ -61,7 +61,7 @@ class OutliersAndGrid:
             origin=1 + jnp.concatenate([kept, last], axis=1),
         )
 
-    def cost(self, patches: int, count: int, dim: int, head_dim: int) -> int:
+    def cost(self, patches: int, count: int, dim: int, head_dim: int, *, class_tokens: int) -> int:
         return patches * dim + patches * patches * dim + patches * count * dim
 
 

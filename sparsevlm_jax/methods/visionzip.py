@@ -1,6 +1,7 @@
 """VisionZip (arXiv 2412.04467): the tokens the class token looks at, and the others merged by their keys' likeness.
 
-I images · T tokens of the tower, class token first · V patches · R not dominant · M contextual · N heads · D width
+I images · T tokens of the tower, a class token first where there is one · V patches · R not dominant · M contextual
+N heads · D width
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from .tower import in_the_tower
 
 @dataclass(frozen=True)
 class DominantAndContextual:
-    """The class token, the patches it attends to most, and `contextual` tokens for every `dominant` of these.
+    """The class token, the patches it attends to most, and `contextual` tokens for every `dominant` of these. Where the
+    tower has no class token, the patches to which all attend most, as the paper has it for such towers.
 
     Every n-th of the remaining patches, in the order of the image, is a target; each other one joins the target with
     the most similar keys, mean over heads, and a contextual token is its target plus the *mean* of those that joined.
@@ -26,7 +28,7 @@ class DominantAndContextual:
     budget: PerImage
     dominant: int = 54
     contextual: int = 10
-    needs = needing("class_token")
+    needs = needing()
 
     def __post_init__(self):
         settle(self, budget=instance(PerImage, "a PerImage"), dominant=whole(1), contextual=whole(0))
@@ -35,27 +37,35 @@ class DominantAndContextual:
         return self.budget.of(visual)
 
     def split(self, count: int) -> tuple[int, int]:
-        """How many of `count` tokens are dominant, the class token among them, and how many contextual (rounded)."""
+        """How many of `count` tokens are dominant, a class token among them, and how many contextual (rounded)."""
         whole = self.dominant + self.contextual
         contextual = (2 * count * self.contextual + whole) // (2 * whole)
         return count - contextual, contextual
 
     def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:
-        return self.choose(tower.hidden, class_attention(tower), tower.k.astype(jnp.float32).mean(axis=2), count)
+        metric = tower.k.astype(jnp.float32).mean(axis=2)
+        return self.choose(tower.hidden, attention_received(tower), metric, count, first=tower.first_patch)
 
-    def cost(self, patches: int, count: int, dim: int, head_dim: int) -> int:
+    def cost(self, patches: int, count: int, dim: int, head_dim: int, *, class_tokens: int) -> int:
         dominant, contextual = self.split(count)
-        joining = patches - (dominant - 1) - contextual
-        return patches * dim + joining * contextual * (head_dim + dim)
+        joining = patches - (dominant - class_tokens) - contextual
+        return (1 if class_tokens else patches) * patches * dim + joining * contextual * (head_dim + dim)
 
     def choose(
-        self, hidden: Float[Array, "I T D"], attention: Float[Array, "I T"], metric: Float[Array, "I T H"], count: int
+        self,
+        hidden: Float[Array, "I T D"],
+        attention: Float[Array, "I T"],
+        metric: Float[Array, "I T H"],
+        count: int,
+        *,
+        first: int = 1,
     ) -> MergedTokens:
-        """`reduce`, given the class token's attention and what tokens are compared by."""
+        """`reduce`, given the attention that tokens receive, what they are compared by, and the number of the first
+        patch."""
         dominant, contextual = self.split(count)
-        attention = attention[:, 1:]
+        attention, patches = attention[:, first:], dominant - first
         best = jnp.argsort(-attention, axis=1, stable=True)
-        kept, rest = 1 + jnp.sort(best[:, : dominant - 1], axis=1), 1 + jnp.sort(best[:, dominant - 1 :], axis=1)
+        kept, rest = first + jnp.sort(best[:, :patches], axis=1), first + jnp.sort(best[:, patches:], axis=1)
 
         step = max(rest.shape[1] // max(contextual, 1), 1)
         targets = rest[:, : step * contextual : step]
@@ -70,19 +80,21 @@ class DominantAndContextual:
             merged = (merged + total / jnp.maximum(size, 1)[..., None]).astype(hidden.dtype)
             size = 1 + size
         # The class token has no place in the picture: that of the most attended patch that has lost its own.
-        at = jnp.take_along_axis(joining, jnp.argmax(_rows(attention, joining - 1), axis=1)[:, None], axis=1)
+        at = jnp.take_along_axis(joining, jnp.argmax(_rows(attention, joining - first), axis=1)[:, None], axis=1)
         return MergedTokens(
-            hidden=jnp.concatenate([hidden[:, :1], _rows(hidden, kept), merged], axis=1),
+            hidden=jnp.concatenate([hidden[:, :first], _rows(hidden, kept), merged], axis=1),
             size=jnp.concatenate([jnp.ones((hidden.shape[0], dominant)), size], axis=1),
-            origin=jnp.concatenate([at, kept, targets], axis=1),
+            origin=jnp.concatenate([at[:, :first], kept, targets], axis=1),
         )
 
 
-def class_attention(tower: TowerOutput) -> Float[Array, "I T"]:
-    """The class token's attention in the layer before, mean over heads, float32."""
+def attention_received(tower: TowerOutput) -> Float[Array, "I T"]:
+    """The class token's attention in the layer before, or that of all tokens on average where there is none; mean over
+    heads, float32."""
     exact = dict(preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST)
-    logits = jnp.einsum("INH,ITNH->INT", tower.q[:, 0], tower.k, **exact) * tower.q.shape[-1] ** -0.5
-    return jax.nn.softmax(logits, axis=-1).mean(axis=1)
+    looking = tower.q[:, : tower.first_patch or None]
+    logits = jnp.einsum("IQNH,ITNH->INQT", looking, tower.k, **exact) * tower.q.shape[-1] ** -0.5
+    return jax.nn.softmax(logits, axis=-1).mean(axis=(1, 2))
 
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -94,8 +106,8 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
 def visionzip(tokens: TokenBudget = 192, *, dominant: int = 54, contextual: int = 10) -> SparsityConfig:
     """VisionZip (arXiv 2412.04467): after the tower, by class attention, the rest merged.
 
-    Split 54 : 10 as in the paper, the class token among the dominant ones, and merged before the projector. A number of
-    tokens is meant per image.
+    Split 54 : 10 as in the paper, the class token among the dominant ones, and merged before the projector. Towers
+    without a class token have the attention of all tokens in its place. A number of tokens is meant per image.
     """
     budget = PerImage.parse(tokens)
     return in_the_tower("visionzip", budget, DominantAndContextual(budget, dominant, contextual))

@@ -162,6 +162,13 @@ class PerImage:
             return min(visual, math.floor(self.amount.value * visual) + bucket.images)
         return min(visual, int(self.amount) * bucket.images)
 
+    def most(self, visual: Int[Array, " B"], images: Int[Array, " B"], capacity: int) -> Int[Array, " B"]:
+        """`bound` of rows of `visual` tokens, at most `capacity`, of so many images; of a share."""
+        assert isinstance(self.amount, Share)
+        value, counts = self.amount.value, range(capacity + 1)
+        of_one, whole = (jnp.array([count(n) for n in counts]) for count in (self.of, lambda n: math.floor(value * n)))
+        return jnp.where(images > 1, jnp.minimum(whole[visual] + images, visual), of_one[visual])
+
     def count(self, inputs: CountInputs) -> Int[Array, " B"]:
         assert inputs.values is not None
         return (inputs.values > 0).sum(axis=1)

@@ -94,6 +94,7 @@ class TowerReduction(Protocol):
         that of a patch, numbered as in `tower` from `first_patch` on, and no two have the same."""
         ...
 
-    def cost(self, patches: int, count: int, dim: int, head_dim: int) -> int:
-        """Multiply-accumulates of making `count` tokens of `patches`, `dim` wide, of heads `head_dim` wide."""
+    def cost(self, patches: int, count: int, dim: int, head_dim: int, *, class_tokens: int) -> int:
+        """Multiply-accumulates of making `count` tokens of `patches`, and of a class token where there is one, `dim`
+        wide, of heads `head_dim` wide."""
         ...

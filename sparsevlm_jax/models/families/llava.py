@@ -486,6 +486,13 @@ def merge_schedule(config: LlavaParts, merging: TowerMerging) -> tuple[int, ...]
     )
 
 
+def tokens_left(config: LlavaParts, merging: TowerMerging | TowerReduction) -> int:
+    """Visual tokens that a method makes of those of a tile."""
+    if isinstance(merging, TowerReduction):
+        return merging.count(config.tokens_per_tile)
+    return merge_schedule(config, merging)[-1] - config.skipped_tokens
+
+
 def encoder_flops(
     config: LlavaParts, pictures: Sequence[PictureSize], merging: TowerMerging | TowerReduction | None = None
 ) -> int:
@@ -507,7 +514,8 @@ def encoder_flops(
     projected = visual - (entering - n)
     if isinstance(merging, TowerReduction) and merging.count(visual) < vision.num_patches:
         projected = merging.count(visual)
-        extra = merging.cost(vision.num_patches, projected, vision.hidden_size, vision.head_dim)
+        sizes = (vision.num_patches, projected, vision.hidden_size, vision.head_dim)
+        extra = merging.cost(*sizes, class_tokens=vision.class_tokens)
     projector = projected * sum(before * after for before, after in pairwise(config.projector_sizes))
     return 2 * sum(picture.tiles for picture in pictures) * (tower + projector + extra)
 

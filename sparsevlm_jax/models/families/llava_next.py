@@ -194,12 +194,17 @@ def encode(
 
     Args:
         context: as `llava.encode` gives it; a separator's is 0.
-        merging: refused.
+        merging: as in `llava.encode`, in each tile. Separators are left out, unless nothing is merged, and so is what
+            has the place of a patch around the picture.
+
+    Raises:
+        ValueError: as `llava.encode`; or merged tokens would have to be scaled down.
     """
-    if merging is not None:
+    if merging is not None and "weight" in pixel_values:
         raise ValueError(
-            "this method merges tokens in the vision tower, and this model cuts pictures into tiles, where that is not "
-            "implemented: use one that chooses in the language model or before it (sparsevlm, fastv, divprune, ...)"
+            "the tokens of so large a picture are scaled down between tower and language model, and those that a "
+            "method has merged in the tower cannot be: use a smaller picture, or a method that chooses in the language "
+            "model or before it (sparsevlm, fastv, divprune, ...)"
         )
     tiles = llava.encode(
         params, pixel_values["tiles"], config=config, implementation=implementation, context=context, merging=merging
@@ -213,7 +218,13 @@ def encode(
         is_separator = (source[:, 0] < 0).reshape(-1, *(1,) * (field.ndim - 1))
         return jnp.where(is_separator, 0, _of_patches(field, source, weight))
 
-    return Encoded(tokens, None if seen is None else ImageContext(*(f if f is None else placed(f) for f in seen)))
+    if merging is None or seen is None:
+        return Encoded(tokens, None if seen is None else ImageContext(*(f if f is None else placed(f) for f in seen)))
+    assert seen.size is not None and seen.order is not None
+    if llava.tokens_left(config, merging) == config.tokens_per_tile:
+        return Encoded(tokens, ImageContext(size=jnp.ones(len(source)), order=jnp.arange(len(source))))
+    first = jnp.arange(len(seen.order)) // config.tokens_per_tile * config.tokens_per_tile  # one tile after the other
+    return Encoded(tokens, ImageContext(size=placed(seen.size), order=placed(first + seen.order)))
 
 
 def _of_patches(
