@@ -59,8 +59,8 @@ class Run:
         number = self.sparsity.budget.number(1) if self.sparsity else None
         if is_merging and number is not None and vlm.config.tokens_per_image is None:
             raise ValueError(
-                "this method merges tokens in the vision tower, which sees pictures of this model in tiles, as many as the "
-                f"picture asks for: expected a share of the tokens ('1/3'), got {number} tokens"
+                "this method merges tokens in the vision tower, which sees pictures of this model in tiles, as many as "
+                f"each asks for: expected a share of the tokens ('1/3'), got {number} tokens"
             )
         axes = vlm.config.text.position_axes
         if self.sparsity and self.sparsity.positions == "repack" and axes > 1:
