@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +18,7 @@ from ..report import cost as accounting
 from ..report.cost import Report, Timing
 from ..sparsify import ImageContext, Sizes, SparsityConfig, StagePlan
 from . import decode
-from .batching import Batch, assemble, new_tokens_bucket
+from .batching import Batch, assemble, new_tokens_bucket, rung
 from .bucketed import prefill_bucketed
 from .prefill import PrefillResult, prefill
 from .programs import Program
@@ -112,6 +113,8 @@ class Run:
                 merging=self.sparsity.merging if self.sparsity else None,
             )
             self.compile_ms += compile_ms
+            if vlm.config.tokens_per_image is None:  # what pads the tower's program is not for the decoder's
+                encoded = jax.tree.map(lambda field: field[: rung(len(self.inputs.layout.media))], encoded)
             encoded = self._with_layout(encoded)
         static: dict[str, Any] = dict(
             config=vlm.config,

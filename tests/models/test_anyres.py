@@ -60,7 +60,7 @@ def test_pixels_and_tokens_of_a_picture(theirs, vlm, size):
         packed = torch.cat(theirs.model.model.get_image_features(**pixels).pooler_output).numpy()
     encode = family_of(vlm.config).encode
     tokens = encode(vlm.params, ours.pixel_values, config=vlm.config, implementation="xla").tokens
-    assert_close(tokens, packed, relative=1e-4)
+    assert_close(tokens[: len(packed)], packed, relative=1e-4)
     # Float32 of the other kind is as far from the exact result: neither is the better one.
     assert ours.rows[0].visual_count == len(packed) == len(ours.layout.cell)
 
@@ -159,14 +159,17 @@ def test_a_number_of_tokens_is_no_budget_for_a_method_in_the_tower(vlm):
 
 def test_pictures_of_one_rung_run_one_program(vlm):
     """Numbers, not shapes, say where tokens are."""
-    counts = {size: len(vlm.config.cut(size)[1].source) for size in product(range(30, 300, 30), repeat=2)}
-    bounds = visual_bounds(max(counts.values()))
-    size_of = {count: size for size, count in counts.items() if visual_bounds(count) == bounds}
+    shapes: dict = {}
+    for size in product(range(30, 300, 30), repeat=2):
+        cut = vlm.config.cut(size)[1]
+        same = (cut.picture.tiles, cut.is_scaled, visual_bounds(len(cut.source)))
+        shapes.setdefault(same, {})[len(cut.source)] = size
+    size_of = max(shapes.values(), key=len)
     runs = [
         sv.vlm.Run(vlm, [QUESTION], [[picture(*size)]], sv.SparsityConfig.sparsevlm("1/3"), 1)
         for size in list(size_of.values())[:3]
     ]
-    assert len(runs) > 1 and len({run.batch.bucket for run in runs}) == 1
+    assert len(runs) == 3 and len({run.batch.bucket for run in runs}) == 1
     for run in runs:
         run.prefill()
     assert not any(run.compile_ms for run in runs[1:])

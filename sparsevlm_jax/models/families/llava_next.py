@@ -120,6 +120,7 @@ class LlavaNextProcessor(Processor):
     """Prompts and pictures of any size into inputs, equal to Hugging Face's `LlavaNextProcessor` with its PIL image
     processor. `pixel_values` has the tiles of all pictures [N, 3, H, W]; of each visual token the `source` [V, S], the
     number of its patch among those of all tiles, -1 in a separator; and its `weight`s, where it is made of several.
+    What follows the last token is padding.
 
     Raises:
         ValueError: preprocessing and model do not belong together.
@@ -133,6 +134,10 @@ class LlavaNextProcessor(Processor):
         if {pixels.size or (pixels.shortest_edge,) * 2} != {(edge, edge)}:
             size = pixels.size or pixels.shortest_edge
             raise ValueError(f"the vision tower sees tiles of {edge} x {edge} pixels, preprocessing has size = {size}")
+        if pixels.do_pad:
+            raise ValueError(
+                "pictures of this model are put on canvases, with black around them: they cannot be padded"
+            )
         if pixels.image_grid_pinpoints not in (None, config.image_grid_pinpoints):
             raise ValueError(
                 f"image_grid_pinpoints are {pixels.image_grid_pinpoints} to preprocessing, "
@@ -150,12 +155,14 @@ class LlavaNextProcessor(Processor):
             cuts.append(cut)
             sources.append(np.where(cut.source < 0, -1, cut.source + before).astype(np.int32))
         edge, several = self.config.image_size, max((cut.source.shape[1] for cut in cuts), default=1)
+        # As long as any so many tiles can make it: programs of the tower differ by the number of tiles alone.
+        most = len(tiles) * (self.config.tokens_per_tile + self.config.vision.patches_per_side)
         values = {
             "tiles": np.stack(tiles) if tiles else np.zeros((0, 3, edge, edge), np.float32),
-            "source": _stacked(sources, several),
+            "source": _stacked(sources, several, most),
         }
         if several > 1:
-            values["weight"] = _stacked([cut.weight for cut in cuts], several)
+            values["weight"] = _stacked([cut.weight for cut in cuts], several, most)
         return Prepared(values, [cut.picture for cut in cuts])
 
     def cut(self, shown: Shown) -> tuple[list[Float[np.ndarray, "3 H W"]], Cut]:
@@ -175,10 +182,11 @@ class LlavaNextProcessor(Processor):
         return untiled(pixels, size, best_canvas(size, self.config.image_grid_pinpoints))
 
 
-def _stacked(fields: Sequence[np.ndarray], several: int) -> np.ndarray:
-    """Of all pictures, each token of as many patches; 0 where there are fewer."""
+def _stacked(fields: Sequence[np.ndarray], several: int, most: int) -> np.ndarray:
+    """Of all pictures, each token of as many patches; 0 where there are fewer, and in what fills up `most` tokens."""
     widened = [np.pad(field, ((0, 0), (0, several - field.shape[1]))) for field in fields]
-    return np.concatenate(widened) if widened else np.zeros((0, several), np.int32)
+    whole = np.concatenate(widened) if widened else np.zeros((0, several), np.int32)
+    return np.pad(whole, ((0, most - len(whole)), (0, 0)))
 
 
 def encode(
