@@ -35,9 +35,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from shapes import MODELS
+from shapes import MODELS, tokens_of
 
-from sparsevlm_jax.models import LlavaConfig, abstract_params
+from sparsevlm_jax.models import abstract_params
 from sparsevlm_jax.runtime import decode
 from sparsevlm_jax.runtime.prefill import PrefillInputs, prefill
 from sparsevlm_jax.sparsify import Bucket, SparsityConfig
@@ -125,7 +125,7 @@ def built(function: Callable, *args: Any, donate: tuple[int, ...] = (), is_loop:
 
 
 def programs(
-    config: LlavaConfig,
+    config: Any,
     place: Callable[[Any], Any],
     *,
     batch: int,
@@ -135,10 +135,10 @@ def programs(
     new: int,
 ) -> dict[str, Any]:
     """Prefill of `batch` prompts with `images` images and `text` words each, and the loop that decodes `new` tokens."""
-    visual = images * config.tokens_per_image
+    visual = images * tokens_of(config)
     sparsity = None if tokens is None else SparsityConfig.sparsevlm(tokens)
     params = place(abstract_params(config, jnp.bfloat16))
-    features = (batch * images, config.tokens_per_image, config.text.hidden_size)
+    features = (batch * images, tokens_of(config), config.text.hidden_size)
     abstract: tuple[Any, ...] = (  # stand for arrays while a program is compiled
         jax.ShapeDtypeStruct((batch, text + visual), jnp.int32),
         jax.ShapeDtypeStruct((batch,), jnp.int32),

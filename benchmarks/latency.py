@@ -50,7 +50,7 @@ from environment import environment
 from kernels import profile
 from latency_report import tables, write
 from roofline import PARTS, Ceilings, ceilings, floor, layer_products, rows_of_layers, total_ms
-from shapes import MODELS, alternate, random_params, random_pictures
+from shapes import MODELS, alternate, random_params, random_pictures, tokens_of
 from stages import setting
 
 from sparsevlm_jax import methods, sparsify
@@ -80,7 +80,7 @@ class Case(NamedTuple):
 
     @property
     def visual(self) -> int:
-        return len(random_pictures(self.config, 1, self.dtype)[1].media)
+        return tokens_of(self.config)
 
     @property
     def bucket(self) -> Bucket:

@@ -62,12 +62,17 @@ MODELS: dict[str, Any] = {
 }
 
 
+def tokens_of(config: Any) -> int:
+    """Visual tokens of a picture, of `TILED` where it is cut."""
+    return config.tokens_per_image or len(config.cut(TILED)[1].source)
+
+
 def random_pictures(config: Any, count: int, dtype: Any) -> tuple[Any, Layout]:
     """What `encode` takes of random pictures, and where their visual tokens are; those that are cut are `TILED`."""
     edge = config.image_size
-    pictures = [config.picture] * count
     if not isinstance(config, LlavaNextConfig):
-        return jax.random.normal(jax.random.key(1), (count, 3, edge, edge), dtype), Layout.of(pictures)
+        pixels = jax.random.normal(jax.random.key(1), (count, 3, edge, edge), dtype)
+        return pixels, Layout.of([config.picture] * count)
     _, cut = config.cut(TILED)
     each = cut.picture.tiles * config.tokens_per_tile
     sources = [np.where(cut.source < 0, -1, cut.source + each * index) for index in range(count)]

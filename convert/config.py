@@ -14,6 +14,7 @@ from sparsevlm_jax.hf.known_fields import LLAVA_VISION
 from sparsevlm_jax.models import LlavaConfig, UnsupportedConfig, config_from_hf
 from sparsevlm_jax.models.families.llava import MAX_PROJECTOR_LAYERS
 from sparsevlm_jax.models.families.llava_next import LlavaNextConfig
+from sparsevlm_jax.processing.tiles import original_pinpoints
 
 from .kinds import ORIGINAL_TYPES, is_original, is_original_next, read_model_json
 
@@ -101,12 +102,9 @@ def original_to_hf(config: dict, *, vision_config: dict, where: str | Path = "co
         raise UnsupportedConfig(f"{where} is not supported: {'; '.join(complaints)}")
     decoder = ORIGINAL_TYPES.get(config.get("model_type", "llava"), "llama")
     strategy = "full" if config.get("mm_vision_select_feature") == "cls_patch" else "default"
-    pinpoints: Any = config.get("image_grid_pinpoints")
-    if is_next and isinstance(pinpoints, list):  # the original code says (width, height)
-        pinpoints = [pair[::-1] if isinstance(pair, list) else pair for pair in pinpoints]
     return {
         "model_type": "llava_next" if is_next else "llava",
-        **({"image_grid_pinpoints": pinpoints} if is_next else {}),
+        **({"image_grid_pinpoints": original_pinpoints(config.get("image_grid_pinpoints"))} if is_next else {}),
         "image_token_index": config.get("vocab_size", 32000),
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": strategy,

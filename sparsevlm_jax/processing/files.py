@@ -11,8 +11,9 @@ from pathlib import Path
 from ..checkpoints.jsonfile import optional_json, read_json
 from ..errors import CheckpointError
 from .pixels import PixelConfig
-from .prompts import IMAGE_MARK, LLAVA_1_5, VICUNA_V1
+from .prompts import IMAGE_MARK, LLAVA_1_5, MISTRAL_INSTRUCT, VICUNA_V1
 from .templates import check_template, find_template
+from .tiles import original_pinpoints, read_pinpoints
 
 #: The files of a checkpoint folder that are read here, `config.json` apart.
 PROCESSOR_FILES = (
@@ -24,7 +25,7 @@ PROCESSOR_FILES = (
 
 def read_pixel_config(folder: Path, image_size: int) -> PixelConfig:
     """Preprocessing as the folder's files say; an original LLaVA folder has none, and pads to a square of `image_size`
-    pixels.
+    pixels, or cuts into tiles of that size.
 
     Raises:
         CheckpointError: no file says.
@@ -39,6 +40,9 @@ def read_pixel_config(folder: Path, image_size: int) -> PixelConfig:
         return PixelConfig.from_hf(read_json(folder / "preprocessor_config.json"))
     original = optional_json(folder / "config.json")
     if "mm_vision_tower" in original:
+        if original.get("image_aspect_ratio") == "anyres":
+            pinpoints = read_pinpoints(original_pinpoints(original.get("image_grid_pinpoints")))
+            return PixelConfig.square(image_size, image_grid_pinpoints=pinpoints)
         return PixelConfig.square(image_size, do_pad=original.get("image_aspect_ratio") == "pad")
     raise CheckpointError(
         f"{folder} has no preprocessor_config.json, and no processor_config.json with image_processor"
@@ -53,6 +57,10 @@ def read_template(folder: Path) -> str:
     """
     template = find_template(folder, optional_json(folder / "tokenizer_config.json").get("chat_template"))
     if template is None:
-        return VICUNA_V1 if "mm_vision_tower" in optional_json(folder / "config.json") else LLAVA_1_5
+        config = optional_json(folder / "config.json")
+        if "mm_vision_tower" not in config:
+            return LLAVA_1_5
+        is_mistral = config.get("model_type") == "llava_mistral" and config.get("image_aspect_ratio") == "anyres"
+        return MISTRAL_INSTRUCT if is_mistral else VICUNA_V1
     check_template(template, folder)
     return template

@@ -77,7 +77,7 @@ class ImageModel(Protocol):
     @property
     def image_size(self) -> int: ...
     @property
-    def picture(self) -> Picture: ...
+    def picture(self) -> Picture | None: ...
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
@@ -214,6 +214,7 @@ class Processor:
 
     def prepare(self, images: Sequence[Shown]) -> Prepared:
         """Pixels of images, and where the visual tokens of each are. Of a family's own."""
+        assert self.config.picture is not None
         pixels = self.encode_images([image for image, _ in images])
         return Prepared(pixels, [self.config.picture] * len(images))
 
@@ -234,6 +235,9 @@ class Processor:
 
         Args:
             pictures: of the marks; None: as many as there are, each of which the model's tower sees whole.
+
+        Raises:
+            ValueError: the pictures are not given, and tokens depend on them.
         """
         return self._expand(text, pictures)[0]
 
@@ -242,7 +246,11 @@ class Processor:
     ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
         ids = np.array(self._tokenize(text), np.int32)
         (marks,) = np.nonzero(ids == self.config.image_token_id)
-        pictures = [self.config.picture] * len(marks) if pictures is None else pictures
+        if pictures is None:
+            picture = self.config.picture
+            if picture is None and len(marks):
+                raise ValueError("how many tokens a picture becomes depends on its size: give those of the marks")
+            pictures = [] if picture is None else [picture] * len(marks)
         parts, start = [], 0
         for mark, picture in zip(marks, pictures, strict=True):
             parts += [(ids[start:mark], np.zeros(mark - start, bool)), self.expand(picture)]

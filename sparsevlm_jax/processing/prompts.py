@@ -39,6 +39,15 @@ VICUNA_V1 = (
     "{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+#: The original LLaVA-NeXT's `mistral_instruct`, for those of its checkpoints that have Mistral as decoder.
+MISTRAL_INSTRUCT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ ' ' }}{% elif message['role'] == 'user' %}"
+    "{{ '[INST] ' }}{% endif %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}"
+    "{% if message['role'] == 'assistant' %}{{ ' </s>' }}{% elif message['role'] == 'user' %}{{ ' [/INST]' }}"
+    "{% else %}{{ '\n' }}{% endif %}{% endfor %}"
+)
 
 
 class PromptError(ValueError):

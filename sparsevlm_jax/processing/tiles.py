@@ -54,6 +54,12 @@ def read_pinpoints(value: Any) -> tuple[Size, ...] | None:
     return tuple(pairs)
 
 
+def original_pinpoints(value: Any) -> Any:
+    """The canvases of an original LLaVA's config, which says (width, height), the other way around."""
+    is_list = isinstance(value, list) and all(isinstance(pair, list) for pair in value)
+    return [pair[::-1] for pair in value] if is_list else value
+
+
 def best_canvas(size: Size, canvases: Sequence[Size]) -> Size:
     """The canvas that keeps most of a picture's pixels, and of several such the one with the least room to spare; of
     equals the first."""

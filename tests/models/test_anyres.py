@@ -14,11 +14,12 @@ import transformers
 
 import sparsevlm_jax as sv
 from sparsevlm_jax import methods
-from sparsevlm_jax.checkpoints.sources import load_checkpoint
+from sparsevlm_jax.checkpoints.sources import convert_checkpoint, load_checkpoint
 from sparsevlm_jax.convert import export_hf
 from sparsevlm_jax.hf.known_fields import NEXT_PINPOINTS
 from sparsevlm_jax.models import abstract_params, config_from_hf, family_of, init_params
 from sparsevlm_jax.models.families.family import FAMILIES as REGISTERED
+from sparsevlm_jax.processing import PromptError, read_prompt, render
 from sparsevlm_jax.processing.tiles import best_canvas, tiled_picture
 from sparsevlm_jax.report import visualize
 from sparsevlm_jax.runtime.batching import visual_bounds
@@ -348,3 +349,41 @@ def test_the_smallest_configs_run(name):
         pixels["weight"] = jnp.asarray(cut.weight)
     tokens = family_of(config).encode(params, pixels, config=config, implementation="xla").tokens
     assert tokens.shape == (len(cut.source), config.text.hidden_size)
+
+
+def test_an_original_llava_next_of_mistral_is_asked_as_its_code_asks(tmp_path):
+    theirs = anyres.llava_next(tmp_path / "hf", decoder="mistral")
+    folder = tmp_path / "original"
+    folder.mkdir()
+    tiny.write_shards(folder, tiny.layout(theirs.model.state_dict(), "original"))
+    config = tiny.original_config(theirs.model) | {
+        "model_type": "llava_mistral",
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[56, 28], [28, 56], [56, 56], [28, 84], [84, 28]],
+        "vision_config": {"model_type": "clip_vision_model"} | theirs.model.config.vision_config.to_dict(),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny.tiny_tokenizer(marks=False).save_pretrained(folder)
+    processor = sv.load(folder).processor
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a sign?"}]},
+        {"role": "assistant", "content": "stop"},
+        {"role": "user", "content": "where?"},
+    ]
+    text = render(read_prompt(chat, [picture(30, 40)]), processor.tokenizer, processor.template)
+    assert text == "[INST] <image>\na sign? [/INST] stop </s>[INST] where? [/INST]"
+    convert_checkpoint(folder, tmp_path / "own")
+    again = sv.load(tmp_path / "own").processor
+    assert (again.template, again.pixels) == (processor.template, processor.pixels)
+
+
+def test_a_video_is_refused_by_name(tmp_path):
+    vlm = sv.load(anyres.llava_onevision(tmp_path).folder)
+    with pytest.raises(PromptError, match="videos are not implemented"):
+        vlm.processor(["what? <|im_start|>"], raw=True)
+
+
+def test_tokens_of_a_picture_that_is_not_given_are_not_guessed(vlm):
+    with pytest.raises(ValueError, match="depends on its size: give those of the marks"):
+        vlm.processor.encode("<image> what?")

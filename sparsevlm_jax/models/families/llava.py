@@ -100,13 +100,6 @@ class LlavaParts:
         return self.vision.image_size
 
     @property
-    def picture(self) -> Picture:
-        """Where the tokens of a tile are: rows of patches, after the class token where it is kept."""
-        side = self.vision.patches_per_side
-        extent = side * self.vision.patch_size / self.vision.image_size
-        return square_picture(side, first=self.vision.class_tokens - self.skipped_tokens, extent=extent)
-
-    @property
     def tokens_per_tile(self) -> int:
         """Tokens that the tower makes of what it sees at once."""
         return self.vision.num_patches + self.vision.class_tokens - self.skipped_tokens
@@ -257,6 +250,13 @@ class LlavaConfig(LlavaParts):
     @property
     def tokens_per_image(self) -> int:
         return self.tokens_per_tile
+
+    @property
+    def picture(self) -> Picture:
+        """Where the tokens of a picture are: rows of patches, after the class token where it is kept."""
+        side = self.vision.patches_per_side
+        extent = side * self.vision.patch_size / self.vision.image_size
+        return square_picture(side, first=self.vision.class_tokens - self.skipped_tokens, extent=extent)
 
 
 def _of_some_kind(config: Any, name: str, absent: Mapping[str, Any]) -> Any:

@@ -56,7 +56,11 @@ class LlavaNextConfig(LlavaParts):
 
     @property
     def tokens_per_image(self) -> None:
-        """It depends on the picture."""
+        """It depends on the picture: see `cut`."""
+
+    @property
+    def picture(self) -> None:
+        """Likewise."""
 
     @property
     def most_tiles(self) -> int | None:

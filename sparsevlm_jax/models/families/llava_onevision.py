@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from ...hf.known_fields import LLAVA_ONEVISION, ONEVISION_PINPOINTS, ONEVISION_SPELLINGS, ONEVISION_VISION
 from ...hf.reader import ConfigReader
-from ...processing import ProcessedInputs, Shown, preprocess
+from ...processing import ProcessedInputs, PromptError, Shown, preprocess
 from ...processing.tiles import Cut, Size, whole_picture
 from ..decoders.llama import LlamaConfig
 from ..towers.siglip import SiglipVisionConfig
@@ -90,6 +90,12 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
             return super().cut(shown)
         padded = preprocess(self.open(shown.image), dataclasses.replace(self.pixels, do_pad=True))
         return [padded], self.config.whole()
+
+    def _tokenize(self, text: str) -> list[int]:
+        ids = super()._tokenize(text)
+        if self.config.video_token_id in ids:
+            raise PromptError("the prompt has a mark for a video (<video>), and videos are not implemented")
+        return ids
 
     def restore(self, inputs: ProcessedInputs, image: int) -> list[UInt8[np.ndarray, "H W 3"]]:
         """As in LLaVA-NeXT; of one that was not cut, the square that the tower saw."""
