@@ -73,13 +73,14 @@ def llava_onevision(folder: Path, *, names: str = "A") -> Theirs:
     """Tiles of 30 pixels in patches of 7, up to sixteen, whose patches are scaled down to those of four. Its processor
     wants torchvision, so its parts are written one by one."""
     edge, words = 30, tokenizer()
-    ids = {name: words.convert_tokens_to_ids(name) for name in SPECIAL}
+    words.add_special_tokens({"additional_special_tokens": [*SPECIAL, "<video>"]})
+    ids = {name: words.convert_tokens_to_ids(name) for name in [*SPECIAL, "<video>"]}
     canvases = [[edge * rows, edge * columns] for rows in range(1, 5) for columns in range(1, 5)]
     config = transformers.LlavaOnevisionConfig(
         vision_config={"model_type": "siglip_vision_model", "image_size": edge, "vision_use_head": False, **TOWER},
         text_config={"model_type": "qwen2", "vocab_size": 300, **TEXT},
         image_token_index=ids["<image>"],
-        video_token_index=ids["<|im_start|>"],
+        video_token_index=ids["<video>"],
         image_grid_pinpoints=canvases,
         vision_aspect_ratio="anyres_max_4",
     )

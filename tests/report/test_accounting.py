@@ -99,4 +99,5 @@ def test_every_part_of_a_method_counts():
     merging: dict[str, Any] = {name: sparsity and sparsity.merging for name, sparsity in created.items()}
     fewer = dict.fromkeys(merging, dense - 2 * (576 - 64) * (1024 * 4096 + 4096**2))
     for name, each in merging.items():
-        assert llava.encoder_flops(CONFIG, [PictureSize(576)], each) == fewer[name] + 2 * each.cost(576, 64, 1024, 64)
+        cost = 2 * each.cost(576, 64, 1024, 64, class_tokens=1)
+        assert llava.encoder_flops(CONFIG, [PictureSize(576)], each) == fewer[name] + cost

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevlm_jax import methods, sparsify
-from sparsevlm_jax.methods import dart, plain, prumerge, tome, visionzip
+from sparsevlm_jax.methods import dart, plain, prumerge, tome, tower, visionzip
 from sparsevlm_jax.methods.tome import PerImage
 from sparsevlm_jax.sparsify import Bucket, Geometric, KeptTokens, RankScale, RaterScore, Share, SparsityConfig, Tokens
 from sparsevlm_jax.sparsify.config import StagePlan, _plan
@@ -76,6 +76,7 @@ BASES: dict[str, Any] = {
     "TokenMerging": tome.TokenMerging(PerImage(5)),
     "Tokens": Tokens(9),
     "WholeParts": dart.WholeParts(Tokens(9)),
+    "Present": tower.Present(PerImage(5)),
 }
 FIELDS = [(kind, field.name) for kind in parts() for field in dataclasses.fields(kind)]
 
