@@ -135,7 +135,7 @@ class LlavaNextProcessor(Processor):
     def __init__(self, tokenizer: Any, config: LlavaNextConfig, **options: Any):
         super().__init__(tokenizer, config, **options)
         pixels, edge = self.pixels, config.image_size
-        if {pixels.size or (pixels.shortest_edge,) * 2} != {(edge, edge)}:
+        if (pixels.size or (pixels.shortest_edge,) * 2) != (edge, edge):
             size = pixels.size or pixels.shortest_edge
             raise ValueError(f"the vision tower sees tiles of {edge} x {edge} pixels, preprocessing has size = {size}")
         if pixels.do_pad:
@@ -250,7 +250,7 @@ def _of_patches(
 
 
 def dummy() -> LlavaNextConfig:
-    """Tiles of four patches by four, up to six of them."""
+    """Tiles of four patches by four, up to four of them."""
     vision = ClipVisionConfig(32, 64, 2, 2, image_size=16, patch_size=4)
     text = LlamaConfig(448, 32, 64, 4, 4, 2, 8, rms_norm_eps=1e-5, rope_theta=1e4, max_position_embeddings=1024)
     canvases = ((16, 32), (32, 16), (32, 32), (48, 16), (16, 48))
