@@ -65,8 +65,10 @@ def greedy(
 def in_turn(
     turn: Int[Array, "B V"], scores: Float[Array, "B V"], is_valid: Bool[Array, "B V"], count: Int[Array, " B"]
 ) -> Selection:
-    """Tokens in the order `greedy` chose them, then the others from the highest score to the lowest."""
+    """A row's `count` first tokens in the order `greedy` chose them, then the others from the highest score to the
+    lowest: those that it chose for the sake of rows with a larger count among them."""
     by_score = select(scores, is_valid, count).order
+    turn = jnp.where(turn < count[:, None], turn, turn.shape[1])
     turn = jnp.where(is_valid, turn, turn.shape[1] + 1)
     by_turn = jnp.argsort(jnp.take_along_axis(turn, by_score, axis=1), axis=1, stable=True)
     return keep_first(jnp.take_along_axis(by_score, by_turn, axis=1), is_valid, count)

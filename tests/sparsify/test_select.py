@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsevlm_jax.sparsify import TopK, select
+from sparsevlm_jax.sparsify import Determinantal, MaxMin, Spread, TopK, select
 
 VISUAL = 9
 select_jit = jax.jit(select)
@@ -52,3 +53,22 @@ def test_top_k_is_select_and_looks_at_no_features():
         TopK()(scores, features, valid, count, capacity=2), select(scores, valid, count), strict=True
     ):
         assert ours.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize(
+    "selector", [Determinantal(), Determinantal(centred=True, ridge=0.1), MaxMin(), Spread()], ids=str
+)
+def test_the_order_of_what_is_dropped_does_not_depend_on_rows_with_a_larger_count(selector):
+    """Recycling takes the best of them: a row would be recycled otherwise in a batch than alone."""
+    rng = np.random.default_rng(0)
+    scores, features = rng.random((2, 20), np.float32), rng.standard_normal((2, 20, 6), np.float32)
+    valid = jnp.arange(20) < jnp.array([[20], [13]])
+    for count in ([4, 9], [9, 4]):
+        both = selector(jnp.array(scores), jnp.array(features), valid, jnp.array(count), capacity=9)
+        for row, own in enumerate(count):
+            rows = slice(row, row + 1)
+            alone = selector(
+                jnp.array(scores[rows]), jnp.array(features[rows]), valid[rows], jnp.array([own]), capacity=own
+            )
+            np.testing.assert_array_equal(both.order[row], alone.order[0])
+            np.testing.assert_array_equal(both.is_kept[row], alone.is_kept[0])
