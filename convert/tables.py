@@ -13,6 +13,7 @@ under those of the original code (haotian-liu/LLaVA). X stands for the names ins
 Export writes A, which every version loads: each part's first prefix. A new family adds its table to `TABLES`.
 """
 
+from sparsevlm_jax.errors import CheckpointError
 from sparsevlm_jax.models import ModelConfig, family_of
 from sparsevlm_jax.models.families.llava import MAX_PROJECTOR_LAYERS
 
@@ -78,5 +79,12 @@ TABLES: dict[str, Table] = {"llava": LLAVA, "llava_next": LLAVA_NEXT, "llava_one
 
 
 def table_of(config: ModelConfig) -> Table:
-    """The table of the family that a config is of."""
-    return TABLES[family_of(config).name]
+    """The table of the family that a config is of.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    name = family_of(config).name
+    if name not in TABLES:
+        raise CheckpointError(f"the family {name!r} has no table of its checkpoints' names: enter one into TABLES")
+    return TABLES[name]

@@ -37,9 +37,10 @@ class DominantAndContextual:
         return self.budget.of(visual)
 
     def split(self, count: int) -> tuple[int, int]:
-        """How many of `count` tokens are dominant, a class token among them, and how many contextual (rounded)."""
+        """How many of `count` tokens are dominant, a class token among them, and how many contextual (rounded); one
+        is dominant at least."""
         whole = self.dominant + self.contextual
-        contextual = (2 * count * self.contextual + whole) // (2 * whole)
+        contextual = min((2 * count * self.contextual + whole) // (2 * whole), count - 1)
         return count - contextual, contextual
 
     def reduce(self, tower: TowerOutput, count: int) -> MergedTokens:

@@ -10,6 +10,7 @@ B batch · R raters · V visual tokens
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
@@ -110,12 +111,12 @@ class Tokens:
     def check(self, geometry: Geometry) -> None:
         """What the layers before the first stage see cannot be met. A token or two more, those that each stage keeps at
         least, can be missed: then the least mean there is comes out, and the report says it."""
-        target = geometry.visual * float(self.amount) if isinstance(self.amount, Share) else int(self.amount)
-        floor = geometry.visual * max(geometry.layers[0], 0) / geometry.num_layers
+        target = geometry.visual * self.amount.value if isinstance(self.amount, Share) else Fraction(self.amount)
+        floor = Fraction(geometry.visual * max(geometry.layers[0], 0), geometry.num_layers)
         if geometry.visual and target < floor:
             raise ValueError(
-                f"a budget of {target:g} visual tokens is below the floor of {floor:g}: the first {geometry.layers[0]} "
-                f"of {geometry.num_layers} layers see all {geometry.visual}"
+                f"a budget of {float(target):g} visual tokens is below the floor of {float(floor):g}: the first "
+                f"{geometry.layers[0]} of {geometry.num_layers} layers see all {geometry.visual}"
             )
 
 

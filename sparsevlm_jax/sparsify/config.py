@@ -212,7 +212,10 @@ class SparsityConfig:
         if layers and layers[0] < 0 and "attention" in needs:
             raise ValueError(f"{type(self.score).__name__} scores by attention, and there is none before layer 0")
         if needs & {"tower", "cells"} and len(layers) > 1:
-            raise ValueError(f"{type(self.score).__name__} scores all tokens of an image, in one stage, got {layers}")
+            raise ValueError(
+                f"{self.name} goes by what the vision tower says or by tokens' places, which the first stage alone "
+                f"knows: expected to choose in one stage, got {layers}"
+            )
         return layers
 
     @functools.cached_property

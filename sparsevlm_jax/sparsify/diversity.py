@@ -115,12 +115,14 @@ class Spread:
         3 8 4
     """
 
-    needs = needing("cells")
+    needs = needing()
 
     def cost(self, sizes: Sizes) -> int:
         return 0  # differences of places: no product of hidden states
 
     def __call__(self, scores, features, is_valid, count, *, capacity):
+        if features is None:
+            raise ValueError("Spread goes by the places that a scorer gives as features, such as CellPlaces: got none")
         view, place = features[..., :3], features[..., 3:]
         is_placed = is_valid & (view[..., 1] >= 0)
         together = (view[:, :, None] == view[:, None]).all(axis=-1) & is_placed[:, None]

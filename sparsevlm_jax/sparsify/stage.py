@@ -98,10 +98,8 @@ def reordered(stream: TokenStream, decision: Decision) -> TokenStream:
     # The dropped stand last in both orders, so each of them is its own source.
     slot = at_slots(decision.visual_slot, source)
     slot = jnp.where(stream.is_visual, to_slots(slot, stream.is_visual), jnp.arange(stream.is_visual.shape[1]))
-    hidden, position_ids, deepstack = jax.tree.map(
-        lambda field: at_slots(field, slot), (stream.hidden, stream.position_ids, stream.deepstack)
-    )
-    return stream._replace(hidden=hidden, position_ids=position_ids, deepstack=deepstack)
+    fields = {name: getattr(stream, name) for name in ("hidden", "position_ids", "deepstack", "size")}
+    return stream._replace(**jax.tree.map(lambda field: at_slots(field, slot), fields))
 
 
 def apply(

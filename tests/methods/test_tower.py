@@ -1,5 +1,6 @@
 """VisionZip and PruMerge+ between the tower and the projector: re-computed with loops, at sizes nobody has recorded."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from sparsevlm_jax import methods
 from sparsevlm_jax.methods.plain import cells
+from sparsevlm_jax.models import init_params
 from sparsevlm_jax.models.families import llava
 from sparsevlm_jax.models.nn.params import bind
 from sparsevlm_jax.models.towers.clip import ClipVisionModel
@@ -151,3 +153,22 @@ def test_resize_averages_over_cells_of_equal_height():
     blocks = np.kron(np.arange(64).reshape(8, 8), np.ones((3, 3))).reshape(-1)
     np.testing.assert_allclose(cells(24, 64)[0], blocks == np.arange(64)[:, None], atol=1e-12)
     assert cells(24, 64)[1][:9].tolist() == [25, 28, 31, 34, 37, 40, 43, 46, 97]
+
+
+@pytest.mark.parametrize(("count", "contextual"), [(1, 10), (2, 100), (3, 1000)])
+def test_a_visionzip_of_few_tokens_keeps_a_dominant_one(tower, count, contextual):
+    config = methods.create("visionzip", count, dominant=1, contextual=contextual)
+    assert config and isinstance(config.merging, TowerReduction)
+    tokens = config.merging.reduce(tower, count)
+    assert tokens.hidden.shape[1] == count and bool(jnp.isfinite(tokens.hidden).all())
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prumerge-plus", "resize"])
+def test_beside_a_class_token_that_is_kept_the_count_is_exact(name):
+    config = dataclasses.replace(llava.dummy(), vision_feature_select_strategy="full")
+    params, pixels = init_params(config), jnp.ones((1, 3, config.image_size, config.image_size))
+    for count in (PATCHES - 1, PATCHES, PATCHES + 1):
+        _, merging = reducing(name, count)
+        seen = llava.encode(params, pixels, config=config, implementation="xla", merging=merging).context
+        assert seen is not None and seen.size is not None
+        assert (seen.size > 0).sum() == count == llava.tokens_left(config, merging)

@@ -199,3 +199,10 @@ def test_rows_of_any_count_are_planned_fast_and_once():
     plans = config.plan(32, bucket)
     assert time.process_time() - start < 2  # 0.2 s, and 5 where each row was interpolated alone
     assert config.plan(32, bucket) is plans
+
+
+@pytest.mark.parametrize(("depth", "share"), [(3, "1/3"), (28, "1/28"), (7, "1/7")])
+def test_a_share_that_is_the_floor_itself_is_met(depth, share):
+    """Whatever the number of tokens: in floats the two differ in their last place for a third of them."""
+    for visual in range(1, 300):
+        Tokens.parse(share).check(Geometry(depth, (1,), visual, visual))

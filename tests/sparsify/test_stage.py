@@ -20,6 +20,7 @@ from sparsevlm_jax.sparsify import (
     KeptTokens,
     RankScale,
     Recycle,
+    Scores,
     Selection,
     SparsityConfig,
     StagePlan,
@@ -28,7 +29,9 @@ from sparsevlm_jax.sparsify import (
     apply,
     decide,
     recycle,
+    select,
 )
+from sparsevlm_jax.sparsify.stage import Decision, reordered
 from tests.jaxprs import shapes_within
 
 HEADS, KV_HEADS, HEAD_DIM, DIM, STEP = 4, 2, 8, 16, 10
@@ -245,3 +248,28 @@ def test_recycling_2000_tokens_of_width_4096_needs_no_difference_of_every_pair()
     cluster = functools.partial(recycle, rule=every, candidate_capacity=2000, merged_capacity=201)
     shapes = shapes_within(cluster, array(1, 2000, 4096), selection, array(1, dtype=jnp.int32))
     assert max(math.prod(shape) for shape in shapes) == 2000 * 4096
+
+
+def test_tokens_that_change_places_take_their_sizes_along():
+    stream = TokenStream(
+        hidden=jnp.arange(6.0).reshape(1, 6, 1),
+        position_ids=jnp.arange(6)[None],
+        is_visual=jnp.array([[False, True, True, True, False, False]]),
+        is_rater=jnp.zeros((1, 6), bool),
+        length=jnp.array([6]),
+        next_position=jnp.array([6]),
+        size=jnp.array([[1.0, 10, 20, 30, 1, 1]]),
+    )
+    selection = select(jnp.ones((1, 3)), jnp.ones((1, 3), bool), jnp.array([3]))
+    decision = Decision(
+        scores=Scores(jnp.ones((1, 3)), order=jnp.array([[2, 1, 0]])),
+        selection=selection,
+        visual_slot=jnp.array([[1, 2, 3]]),
+        visual_count=jnp.array([3]),
+        rater_slot=jnp.array([[4]]),
+        rater_count=jnp.array([1]),
+        wanted=jnp.array([3]),
+    )
+    changed = reordered(stream, decision)
+    assert changed.hidden[0, :, 0].tolist() == [0, 3, 2, 1, 4, 5]
+    assert changed.size is not None and changed.size[0].tolist() == [1, 30, 20, 10, 1, 1]

@@ -464,9 +464,9 @@ def _encode_merged(
         tokens = MergedTokens(*(field[:, first:] for field in tokens))
     elif (count := merging.count(visual)) < config.vision.num_patches:
         tokens = merging.reduce(tower.output(pixel_values, config.tower_layers, implementation=implementation), count)
-    else:  # nothing is left out
-        hidden = tower.hidden_state(pixel_values, config.tower_layers, implementation=implementation)[:, first:]
-        origin = jnp.broadcast_to(jnp.arange(first, first + visual), hidden.shape[:2])
+    else:  # every patch stays, and what else there is as far as it may
+        hidden = tower.hidden_state(pixel_values, config.tower_layers, implementation=implementation)[:, -count:]
+        origin = jnp.broadcast_to(jnp.arange(first + visual - count, first + visual), hidden.shape[:2])
         tokens = MergedTokens(hidden, jnp.ones(hidden.shape[:2]), origin)
     features = project(params, tokens.hidden, config=config)
     images, place = jnp.arange(features.shape[0])[:, None], tokens.origin - first
@@ -512,10 +512,11 @@ def encoder_flops(
         tower += vision_layer_macs(vision, n, leaving)
         n = leaving
     projected = visual - (entering - n)
-    if isinstance(merging, TowerReduction) and merging.count(visual) < vision.num_patches:
-        projected = merging.count(visual)
-        sizes = (vision.num_patches, projected, vision.hidden_size, vision.head_dim)
-        extra = merging.cost(*sizes, class_tokens=vision.class_tokens)
+    if isinstance(merging, TowerReduction):
+        projected = tokens_left(config, merging)
+        if projected < vision.num_patches:
+            sizes = (vision.num_patches, projected, vision.hidden_size, vision.head_dim)
+            extra = merging.cost(*sizes, class_tokens=vision.class_tokens)
     projector = projected * sum(before * after for before, after in pairwise(config.projector_sizes))
     return 2 * sum(picture.tiles for picture in pictures) * (tower + projector + extra)
 
@@ -529,7 +530,7 @@ def dummy() -> LlavaConfig:
 
 def _is_llava(table: Mapping[str, Any]) -> bool:
     """HF's form; the original code's, also of model_type "llava", is put into it first."""
-    return table.get("model_type") in LlavaConfig.kinds
+    return table.get("model_type") in tuple(LlavaConfig.kinds)  # which may be of any type
 
 
 register(

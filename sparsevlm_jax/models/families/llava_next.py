@@ -81,7 +81,7 @@ class LlavaNextConfig(LlavaParts):
         canvases = read_pinpoints(cls.default_pinpoints if given is None else given)
         complaint = _not_in_tiles(canvases, vision.image_size) if canvases else "expected a list of [height, width]"
         if complaint:
-            read.complain("image_grid_pinpoints", given or cls.default_pinpoints, complaint)
+            read.complain("image_grid_pinpoints", cls.default_pinpoints if given is None else given, complaint)
         if vision.class_tokens and read.config.get("vision_feature_select_strategy") == "full":
             read.complain("vision_feature_select_strategy", "full", _WITH_CLASS)
         return {"image_grid_pinpoints": canvases}
