@@ -1,4 +1,5 @@
-"""Tells what a folder is that cannot be read: each kind by its name, with what is supported instead."""
+"""Tells what a folder is: of the original code or not, and each kind that cannot be read by its name, with what is
+supported instead."""
 
 from pathlib import Path
 

@@ -4,7 +4,8 @@
     sv.generate(vlm, prompt, image, sparsity=methods.create("divprune", tokens=64))
     methods.METHODS                       # name -> function(tokens, ...) -> SparsityConfig
 
-Every module of this package is imported here and may register methods, so a new one is a new file and nothing else.
+Every module of this package is imported here and may register methods: a new one is a new file, and a row in
+docs/methods.md.
 """
 
 import importlib

@@ -21,7 +21,7 @@ from . import comparison
 @dataclass(frozen=True)
 class StageCost:
     """One stage's operations, in multiply-accumulates, by what each part of the method says it costs (for SparseVLM's
-    the paper's formulas, sections 3.1 to 3.4): choosing raters, once; scores; the count, where it depends on the
+    the paper's formulas, sections 3.2 to 3.4): choosing raters, once; scores; the count, where it depends on the
     picture; selection; recycling."""
 
     layer: int

@@ -184,7 +184,8 @@ class SparsityConfig:
 
     @classmethod
     def paper(cls, scale: float = 0.8, capacity: int | None = None) -> "SparsityConfig":
-        """As the paper's text has it: eq. 7 with lambda = `scale`, >= raters, cosine assignment, clusters summed."""
+        """As the paper's text has it: eq. 7 with lambda = `scale`, >= raters, cosine assignment, clusters summed. What
+        it leaves open as the code: floor(tau N) + 1 candidates, and squared distances over D in eq. 8."""
         return cls(
             budget=RankDeficit(scale, capacity=capacity),
             raters="greater_equal",

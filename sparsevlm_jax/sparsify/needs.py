@@ -1,7 +1,7 @@
 """What the parts of a method say of themselves: what they look at (`needs`) and what they cost (`cost`).
 
 Each scorer, selector, budget, recycler and tower method names its needs, and nobody looks further: what no part asks
-for is not computed, and a part does not see what it has not asked for.
+for is not computed, and hidden states are withheld from a part that has not asked for them.
 """
 
 from collections.abc import Iterable

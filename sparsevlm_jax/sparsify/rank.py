@@ -1,4 +1,4 @@
-"""How many tokens to keep, from the rank of the raters' attention (SparseVLM, section 3.2, eq. 7).
+"""The rank of the raters' attention, by which `budget` counts the tokens to keep (SparseVLM, section 3.2, eq. 7).
 
 Three measures with one interface. The numerical rank is what the paper and the official code use; on real attention it
 is nearly always the number of raters. The stable rank and the entropy rank are smooth, and vary from image to image.

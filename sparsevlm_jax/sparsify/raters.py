@@ -1,4 +1,4 @@
-"""Raters: the words of the question that look at the image (SparseVLM, section 3.1, eqs. 5-6).
+"""Raters: the words of the question that look at the image (SparseVLM, section 3.2, eqs. 5-6).
 
 Chosen once, on the embeddings that enter layer 0, and kept for every pruning stage.
 

@@ -1,4 +1,4 @@
-"""Significance of image tokens: the attention raters pay them (SparseVLM, section 3.1, eqs. 2-3).
+"""Significance of image tokens: the attention raters pay them (SparseVLM, section 3.2, eqs. 2-3).
 
 Raters are rows, and few. Their attention is one skinny product, raters x keys, so nothing of size [B, N, L, L] is ever
 built and the attention layer itself is free to use a fused kernel.
