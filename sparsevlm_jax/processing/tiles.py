@@ -5,6 +5,9 @@ what the tower sees at once; the whole picture, squeezed into one such square, g
 tiles that show nothing but black are left out again ("unpadding"), and each row of the others ends in a separator.
 LLaVA-OneVision scales the rows and columns down where they are very many.
 
+Reference: `image_processing_utils` and the models `llava_next` and `llava_onevision` of transformers 5, to which the
+tests hold pixels, counts and order.
+
 Sizes are (height, width), in pixels unless something else is said.
 
 V visual tokens of one picture · S patches of the tower that a token is made of

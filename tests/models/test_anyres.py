@@ -19,9 +19,10 @@ from sparsevlm_jax.convert import export_hf
 from sparsevlm_jax.hf.known_fields import NEXT_PINPOINTS
 from sparsevlm_jax.models import abstract_params, config_from_hf, family_of, init_params
 from sparsevlm_jax.models.families.family import FAMILIES as REGISTERED
-from sparsevlm_jax.processing import PromptError, read_prompt, render
+from sparsevlm_jax.processing import PictureSize, PromptError, read_prompt, render
 from sparsevlm_jax.processing.tiles import best_canvas, tiled_picture
 from sparsevlm_jax.report import visualize
+from sparsevlm_jax.report.cost import decoder_flops
 from sparsevlm_jax.runtime.batching import visual_bounds
 from tests import anyres, tiny
 from tests.anyres import SIZES, Theirs, picture
@@ -62,7 +63,6 @@ def test_pixels_and_tokens_of_a_picture(theirs, vlm, size):
     encode = family_of(vlm.config).encode
     tokens = encode(vlm.params, ours.pixel_values, config=vlm.config, implementation="xla").tokens
     assert_close(tokens[: len(packed)], packed, relative=1e-4)
-    # Float32 of the other kind is as far from the exact result: neither is the better one.
     assert ours.rows[0].visual_count == len(packed) == len(ours.layout.cell)
 
 
@@ -180,7 +180,13 @@ def test_pictures_of_one_rung_run_one_program(vlm):
 def test_reports_count_the_tiles_and_separators_that_ran(vlm):
     one, four = (sv.generate(vlm, QUESTION, picture(*size), sparsity="1/3", max_new_tokens=1) for size in SIZES[2:4])
     assert one.report.visual_tokens[0] == vlm.processor([QUESTION], [[picture(*SIZES[2])]]).rows[0].visual_count
-    assert four.report.flops_dense != one.report.flops_dense
+    for output, size in ((one, SIZES[2]), (four, SIZES[3])):
+        cut, report, config = vlm.config.cut(size)[1], output.report, vlm.config
+        tower = family_of(config).encoder_flops(config, [PictureSize(len(cut.source), cut.picture.tiles)], None)
+        rows = [len(cut.source) + report.text_tokens] * config.text.num_hidden_layers
+        assert report.flops_dense == tower + decoder_flops(rows, config.text) and cut.picture.tiles > 3
+        alone = family_of(config).encoder_flops(config, [PictureSize(len(cut.source))], None)
+        assert tower == alone * cut.picture.tiles
 
 
 @pytest.mark.slow

@@ -32,12 +32,6 @@ from .family import Encoded, Family, register
 MAX_PROJECTOR_LAYERS = 4
 # Fields that no class of HF has, with what absent means: `to_hf` writes any other value, for `from_hf` alone to read.
 OWN_FIELDS = {"projector_layers": 2}
-_ARCHITECTURES = {
-    "llava": "LlavaForConditionalGeneration",
-    "vipllava": "VipLlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,8 @@ class LlavaParts:
             is no such norm.
 
     A family gives the class variables: `kinds`, the fields that configs of its model types may have, with their
-    defaults, its own type first; `no_tower` and `no_decoder`, what these parts are where a config says nothing of them.
+    defaults, its own type first; `architectures`, HF's classes of these types; `no_tower` and `no_decoder`, what these
+    parts are where a config says nothing of them.
     """
 
     vision: VisionConfig
@@ -73,6 +68,10 @@ class LlavaParts:
     kinds: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "llava": {**LLAVA, **LLAVA_SPELLINGS, **OWN_FIELDS},
         "vipllava": {**VIPLLAVA, **VIPLLAVA_SPELLINGS, **OWN_FIELDS},
+    }
+    architectures: ClassVar[Mapping[str, str]] = {
+        "llava": "LlavaForConditionalGeneration",
+        "vipllava": "VipLlavaForConditionalGeneration",
     }
     no_tower: ClassVar[Mapping[str, Any]] = {"model_type": ClipVisionConfig.model_type, **LLAVA_VISION}
     no_decoder: ClassVar[Mapping[str, Any]] = {"model_type": "llama"}
@@ -219,7 +218,6 @@ class LlavaParts:
         ids = {"bos_token_id": self.bos_token_id, "eos_token_id": eos or None, "pad_token_id": self.pad_token_id}
         layer = self.vision_feature_layer
         layer = list(layer) if isinstance(layer, tuple) else layer
-        architecture = _ARCHITECTURES[self.model_type]
         if self.model_type == "vipllava":
             own: dict = {"vision_feature_layers": layer, "projector_layernorm_eps": self.projector_layernorm_eps}
         else:
@@ -230,7 +228,7 @@ class LlavaParts:
             }
         own |= {name: getattr(self, name) for name, value in OWN_FIELDS.items() if getattr(self, name) != value}
         return {
-            "architectures": [architecture],
+            "architectures": [self.architectures[self.model_type]],
             "model_type": self.model_type,
             "image_token_index": self.image_token_id,
             "image_seq_length": self.tokens_per_tile,
@@ -254,9 +252,8 @@ class LlavaConfig(LlavaParts):
     @property
     def picture(self) -> Picture:
         """Where the tokens of a picture are: rows of patches, after the class token where it is kept."""
-        side = self.vision.patches_per_side
-        extent = side * self.vision.patch_size / self.vision.image_size
-        return square_picture(side, first=self.vision.class_tokens - self.skipped_tokens, extent=extent)
+        first, vision = self.vision.class_tokens - self.skipped_tokens, self.vision
+        return square_picture(vision.patches_per_side, first=first, extent=vision.extent)
 
 
 def _of_some_kind(config: Any, name: str, absent: Mapping[str, Any]) -> Any:

@@ -45,7 +45,7 @@ class LlavaNextConfig(LlavaParts):
     image_grid_pinpoints: tuple[Size, ...] = NEXT_PINPOINTS
 
     kinds: ClassVar = {"llava_next": {**LLAVA_NEXT, **LLAVA_SPELLINGS, **OWN_FIELDS}}
-    default_pinpoints: ClassVar[tuple[Size, ...]] = NEXT_PINPOINTS
+    architectures: ClassVar = {"llava_next": "LlavaNextForConditionalGeneration"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,10 +78,10 @@ class LlavaNextConfig(LlavaParts):
         read.seen.add("image_grid_pinpoints")
         read.only("use_image_newline_parameter", True)  # of the first versions
         given = read.config.get("image_grid_pinpoints")
-        canvases = read_pinpoints(cls.default_pinpoints if given is None else given)
+        canvases = read_pinpoints(cls.image_grid_pinpoints if given is None else given)
         complaint = _not_in_tiles(canvases, vision.image_size) if canvases else "expected a list of [height, width]"
         if complaint:
-            read.complain("image_grid_pinpoints", cls.default_pinpoints if given is None else given, complaint)
+            read.complain("image_grid_pinpoints", cls.image_grid_pinpoints if given is None else given, complaint)
         if vision.class_tokens and read.config.get("vision_feature_select_strategy") == "full":
             read.complain("vision_feature_select_strategy", "full", _WITH_CLASS)
         return {"image_grid_pinpoints": canvases}
@@ -179,10 +179,12 @@ class LlavaNextProcessor(Processor):
 
     def restore(self, inputs: ProcessedInputs, image: int) -> list[UInt8[np.ndarray, "H W 3"]]:
         """The whole picture as one tile, in its own shape again, and the tiles joined, without what is around the
-        picture."""
+        picture; of one that was not cut, the square that the tower saw."""
         first = sum(inputs.layout.tiles[:image])
         tiles = inputs.pixel_values["tiles"][first : first + inputs.layout.tiles[image]]
         size, pixels = inputs.layout.sizes[image], self.pixels.restore(tiles)
+        if len(pixels) == 1:
+            return [pixels[0]]
         return untiled(pixels, size, best_canvas(size, self.config.image_grid_pinpoints))
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from ...hf.known_fields import LLAVA_ONEVISION, ONEVISION_PINPOINTS, ONEVISION_SPELLINGS, ONEVISION_VISION
 from ...hf.reader import ConfigReader
-from ...processing import ProcessedInputs, PromptError, Shown, preprocess
+from ...processing import PromptError, Shown, preprocess
 from ...processing.tiles import Cut, Size, whole_picture
 from ..decoders.llama import LlamaConfig
 from ..towers.siglip import SiglipVisionConfig
@@ -46,7 +46,7 @@ class LlavaOnevisionConfig(LlavaNextConfig):
     kinds: ClassVar = {"llava_onevision": {**LLAVA_ONEVISION, **ONEVISION_SPELLINGS, **OWN_FIELDS}}
     no_tower: ClassVar = ONEVISION_VISION
     no_decoder: ClassVar = {"model_type": "qwen2"}
-    default_pinpoints: ClassVar = ONEVISION_PINPOINTS
+    architectures: ClassVar = {"llava_onevision": "LlavaOnevisionForConditionalGeneration"}
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,8 +61,7 @@ class LlavaOnevisionConfig(LlavaNextConfig):
 
     def whole(self) -> Cut:
         """A picture that is not cut."""
-        side = self.vision.patches_per_side
-        return whole_picture(side, extent=side * self.vision.patch_size / self.vision.image_size)
+        return whole_picture(self.vision.patches_per_side, extent=self.vision.extent)
 
     @classmethod
     def _read_own(cls, read: ConfigReader, vision: VisionConfig) -> dict[str, Any]:
@@ -96,13 +95,6 @@ class LlavaOnevisionProcessor(LlavaNextProcessor):
         if self.config.video_token_id in ids:
             raise PromptError("the prompt has a mark for a video (<video>), and videos are not implemented")
         return ids
-
-    def restore(self, inputs: ProcessedInputs, image: int) -> list[UInt8[np.ndarray, "H W 3"]]:
-        """As in LLaVA-NeXT; of one that was not cut, the square that the tower saw."""
-        if inputs.layout.tiles[image] > 1:
-            return super().restore(inputs, image)
-        first = sum(inputs.layout.tiles[:image])
-        return [self.pixels.restore(inputs.pixel_values["tiles"][first : first + 1])[0]]
 
 
 def dummy() -> LlavaOnevisionConfig:

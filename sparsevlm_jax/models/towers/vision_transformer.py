@@ -67,6 +67,11 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
     @property
+    def extent(self) -> float:
+        """The part of the picture's height and width that lies in patches."""
+        return self.patches_per_side * self.patch_size / self.image_size
+
+    @property
     def num_patches(self) -> int:
         return self.patches_per_side**2
 
